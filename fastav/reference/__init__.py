@@ -1,0 +1,25 @@
+"""The definition of right: the five ops in plain PyTorch, literal and readable, good in float64.
+
+Each ``<op>`` is written as :mod:`fastav.ops` documents it, without its argument checks. Each ``<op>_backward`` is the
+same op's gradient in closed form: it is what the ops run where autograd cannot follow (inside a compiled graph), and
+it recomputes what it needs, so that a training step saves nothing but the op's own inputs.
+"""
+
+from fastav.reference.distill import distill, distill_backward
+from fastav.reference.fuse import fuse, fuse_backward
+from fastav.reference.inject import inject, inject_backward
+from fastav.reference.orthogonality import orthogonality, orthogonality_backward
+from fastav.reference.project import project, project_backward
+
+__all__ = [
+    "distill",
+    "distill_backward",
+    "fuse",
+    "fuse_backward",
+    "inject",
+    "inject_backward",
+    "orthogonality",
+    "orthogonality_backward",
+    "project",
+    "project_backward",
+]
