@@ -1,0 +1,258 @@
+"""What every adapter is: two frozen backbones, a side branch beside them, and a directory to be saved in."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fastav.adapters.config import AdapterConfig, read_config
+from fastav.backbones import FrozenBackbone
+from fastav.backbones.blocks import select_taps
+
+WEIGHTS_NAME = "adapter_model.safetensors"
+
+AdapterT = TypeVar("AdapterT", bound="Adapter")
+
+
+class AdapterOutput(NamedTuple):
+    """What an adapter gives for a batch of B clips of T segments.
+
+    Attributes:
+        visual: (B, T, K, W), each segment's visual tokens, all layers fused.
+        audio: (B, T, K, W), each segment's audio tokens, all layers fused.
+        aux_loss: scalar, to be added to the task's loss; zero where the method has no term of its own.
+    """
+
+    visual: Tensor
+    audio: Tensor
+    aux_loss: Tensor
+
+
+class Adapter(nn.Module):
+    """A side branch over two frozen backbones; the methods derive from it.
+
+    Args:
+        visual: the visual backbone, a module that :class:`FrozenBackbone` understands or one already.
+        audio: the audio backbone, likewise.
+        config: the method's configuration; None takes its defaults.
+
+    The backbones are frozen in place, stay in eval mode under ``train()``, get no gradient, move with ``.to()`` and are
+    not part of ``state_dict()``.
+    """
+
+    config_class: ClassVar[type[AdapterConfig]]
+
+    def __init__(
+        self,
+        visual: nn.Module | FrozenBackbone,
+        audio: nn.Module | FrozenBackbone,
+        config: AdapterConfig | None = None,
+    ) -> None:
+        super().__init__()
+        if config is None:
+            config = self.config_class()
+        if not isinstance(config, self.config_class):
+            raise TypeError(
+                f"{type(self).__name__}: config must be a {self.config_class.__name__}, got {type(config).__name__}"
+            )
+        self.config = config
+        self.visual = _frozen(visual, config, "visual")
+        self.audio = _frozen(audio, config, "audio")
+        if config.audio_layout == "clip" and self.audio.tokens_in_time_order is False:
+            raise ValueError(
+                f"{type(self).__name__}: audio_layout='clip' cuts the audio tokens into spans of time, but those of "
+                f"{type(self.audio.module).__name__} are not in order of time; use audio_layout='segment'"
+            )
+
+    def forward(self, visual_input: Tensor, audio_input: Tensor) -> AdapterOutput:
+        """Run both frozen backbones and the side branch.
+
+        Args:
+            visual_input: (B, T, 3, H, W), one normalised frame per segment, as the visual backbone wants them.
+            audio_input: (B, T, ...) for ``audio_layout="segment"``, (B, ...) for ``"clip"``, where ... is what the
+                audio backbone takes for one item.
+
+        Returns:
+            An :class:`AdapterOutput` with visual and audio tokens (B, T, K, W).
+
+        Raises:
+            ValueError: inputs whose clips or segments do not match.
+        """
+        if visual_input.ndim != 5:
+            raise ValueError(f"visual_input has shape {tuple(visual_input.shape)}, wanted (B, T, 3, H, W)")
+        clips, segments = visual_input.shape[:2]
+        leading = (clips, segments) if self.config.audio_layout == "segment" else (clips,)
+        if tuple(audio_input.shape[: len(leading)]) != leading:
+            raise ValueError(
+                f"audio_input has shape {tuple(audio_input.shape)}, wanted {leading} first, as visual_input and "
+                f"audio_layout={self.config.audio_layout!r} have it"
+            )
+        visual_taps = self.visual(visual_input.flatten(0, 1))
+        audio_taps = self.audio(audio_input.flatten(0, len(leading) - 1))
+        return self.forward_taps(visual_taps, audio_taps, num_segments=segments)
+
+    def forward_taps(
+        self, visual_taps: Sequence[Tensor], audio_taps: Sequence[Tensor], *, num_segments: int
+    ) -> AdapterOutput:
+        """Run the side branch on taps already in hand; the same result as :meth:`forward`.
+
+        Args:
+            visual_taps: the visual backbone's taps in order, each (B * T, N_l, D_l).
+            audio_taps: the audio backbone's taps in order, each (B * T, N_l, D_l), or (B, N_l, D_l) for
+                ``audio_layout="clip"``. Taps of another dtype than the visual ones' are brought to a common one.
+            num_segments: T.
+
+        Raises:
+            ValueError: another number of taps, other widths, or clips and segments that do not match.
+        """
+        _check_taps("visual_taps", visual_taps, self.visual.widths)
+        _check_taps("audio_taps", audio_taps, self.audio.widths)
+        rows = len(visual_taps[0])
+        if num_segments < 1 or rows % num_segments:
+            raise ValueError(f"visual_taps hold {rows} segments, which num_segments={num_segments} does not divide")
+        if self.config.audio_layout == "clip":
+            audio_taps = [_cut(tap, num_segments, i) for i, tap in enumerate(audio_taps)]
+        if len(audio_taps[0]) != rows:
+            raise ValueError(
+                f"audio_taps hold {len(audio_taps[0])} segments and visual_taps {rows}; "
+                f"audio_layout is {self.config.audio_layout!r}"
+            )
+        dtype = torch.promote_types(visual_taps[0].dtype, audio_taps[0].dtype)
+        taps = [tap.to(dtype) for tap in (*visual_taps, *audio_taps)]
+        visual, audio, aux_loss = self._side_branch(taps)
+        shape = (rows // num_segments, num_segments)
+        return AdapterOutput(visual.unflatten(0, shape), audio.unflatten(0, shape), aux_loss)
+
+    def _side_branch(self, taps: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """From all taps, visual ones first, (B * T, N_l, D_l), to two (B * T, K, W) and the auxiliary loss."""
+        raise NotImplementedError
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay should leave alone, as timm's optimizers ask for them."""
+        raise NotImplementedError
+
+    def get_base_model(self) -> tuple[nn.Module, nn.Module]:
+        """The visual and the audio backbone as they came."""
+        return self.visual.module, self.audio.module
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """Numbers of trainable parameters and of all parameters, the backbones' included."""
+        trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        return trainable, sum(p.numel() for p in self.parameters())
+
+    def print_trainable_parameters(self) -> None:
+        """Print one line: how many parameters train, how many there are, and the share."""
+        trainable, total = self.get_nb_trainable_parameters()
+        print(
+            f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}"
+        )
+
+    def merge_and_unload(self) -> nn.Module:
+        """Not possible: a side branch stands beside the backbones, there is no weight of theirs to merge it into."""
+        raise NotImplementedError(
+            f"{type(self).__name__} reads the backbones from the side and cannot be merged into them; "
+            f"get_base_model() gives the backbones, which it has not changed"
+        )
+
+    def save_pretrained(self, directory: str | os.PathLike, *, is_main_process: bool = True) -> None:
+        """Write ``adapter_config.json`` and ``adapter_model.safetensors``: the adapter alone, not the backbones.
+
+        Args:
+            directory: made if it is not there.
+            is_main_process: False writes nothing; for all but one process of several.
+        """
+        save_file = _safetensors().save_file
+        if not is_main_process:
+            return
+        from fastav import __version__
+
+        self.config.save_pretrained(
+            directory, fastav_version=__version__, visual=_described(self.visual), audio=_described(self.audio)
+        )
+        state = {
+            name: value.detach().contiguous()
+            for name, value in self.state_dict().items()
+            if not name.startswith(("visual.", "audio."))
+        }
+        save_file(state, Path(directory) / WEIGHTS_NAME, metadata={"format": "pt"})
+
+    @classmethod
+    def from_pretrained(
+        cls: type[AdapterT],
+        directory: str | os.PathLike,
+        *,
+        visual: nn.Module | FrozenBackbone,
+        audio: nn.Module | FrozenBackbone,
+    ) -> AdapterT:
+        """Read an adapter that :meth:`save_pretrained` wrote, onto backbones of the same kind; in eval mode.
+
+        Args:
+            directory: where ``adapter_config.json`` and ``adapter_model.safetensors`` are.
+            visual: the visual backbone; of a bare module, the blocks that were tapped before are tapped again.
+            audio: the audio backbone, likewise.
+
+        Raises:
+            FileNotFoundError: one of the two files is missing.
+            ValueError: the backbones' taps are not those that the adapter was trained on.
+        """
+        saved = read_config(directory)
+        config = cls.config_class.from_pretrained(directory)
+        backbones = {}
+        for modality, module in (("visual", visual), ("audio", audio)):
+            if not isinstance(module, FrozenBackbone):
+                module = FrozenBackbone(module, saved[modality]["taps"])
+            if _described(module) != saved[modality]:
+                raise ValueError(
+                    f"the {modality} backbone has the taps {_described(module)}, "
+                    f"the adapter in {directory} was trained on {saved[modality]}"
+                )
+            backbones[modality] = module
+        adapter = cls(**backbones, config=config)
+        path = Path(directory) / WEIGHTS_NAME
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is not there; wanted a directory that save_pretrained wrote")
+        adapter.load_state_dict(_safetensors().load_file(path))
+        return adapter.eval()
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError('saving and loading adapters needs safetensors: pip install "fastav[training]"') from error
+    return safetensors.torch
+
+
+def _frozen(module: nn.Module | FrozenBackbone, config: AdapterConfig, modality: str) -> FrozenBackbone:
+    layers = config.layers_of(modality)
+    if not isinstance(module, FrozenBackbone):
+        return FrozenBackbone(module, layers)
+    if layers != "all" and select_taps(module.module, layers) != module.tap_names:
+        raise ValueError(
+            f"the {modality} backbone has the taps {module.tap_names}, but config.layers asks for {layers!r}; "
+            f"say it in one place: FrozenBackbone(module, taps=...), or config.layers with the bare module"
+        )
+    return module
+
+
+def _described(backbone: FrozenBackbone) -> dict[str, list]:
+    return {"taps": list(backbone.tap_names), "widths": list(backbone.widths)}
+
+
+def _check_taps(name: str, taps: Sequence[Tensor], widths: Sequence[int]) -> None:
+    got = tuple(tap.shape[-1] for tap in taps)
+    if got != tuple(widths):
+        raise ValueError(f"{name} are {len(got)} taps of widths {got}, wanted {len(widths)} of widths {tuple(widths)}")
+
+
+def _cut(tap: Tensor, segments: int, i: int) -> Tensor:
+    """(B, T * n, D) -> (B * T, n, D), a view."""
+    if tap.shape[1] % segments:
+        raise ValueError(
+            f"audio_taps[{i}] has {tap.shape[1]} tokens a clip, which do not divide into {segments} equal spans of "
+            f"time; change the clip's length, or use audio_layout='segment'"
+        )
+    return tap.unflatten(1, (segments, -1)).flatten(0, 1)

@@ -1,0 +1,32 @@
+"""Adapters by name."""
+
+from typing import Any
+
+from torch import nn
+
+from fastav.adapters.base import Adapter
+from fastav.adapters.mettle import MettleAdapter
+from fastav.backbones import FrozenBackbone
+
+_ADAPTERS: dict[str, type[Adapter]] = {adapter.config_class.method: adapter for adapter in (MettleAdapter,)}
+
+
+def create_adapter(
+    name: str, *, visual: nn.Module | FrozenBackbone, audio: nn.Module | FrozenBackbone, **options: Any
+) -> Adapter:
+    """Build an adapter by its method's name.
+
+    Args:
+        name: ``"mettle"``.
+        visual: the visual backbone.
+        audio: the audio backbone.
+        options: fields of the method's configuration, such as ``num_tokens=8``.
+
+    Raises:
+        ValueError: there is no such method.
+        TypeError: the method's configuration has no such field.
+    """
+    if name not in _ADAPTERS:
+        raise ValueError(f"create_adapter: there is no method {name!r}; choose one of {sorted(_ADAPTERS)}")
+    adapter = _ADAPTERS[name]
+    return adapter(visual, audio, adapter.config_class(**options))
