@@ -3,12 +3,18 @@
 See the README for the way in, :class:`MettleAdapter` for the adapter and :mod:`fastav.ops` for what it is made of.
 """
 
+import importlib
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
 
-from fastav import backbones, ops, reference
+from fastav import backbones, data, ops, reference, tasks
 from fastav.adapters import AdapterOutput, MettleAdapter, MettleConfig, create_adapter
 from fastav.backbones import FrozenBackbone, TapStore
 from fastav.ops import backends, set_backend
+
+if TYPE_CHECKING:
+    from fastav import metrics
 
 __all__ = [
     "AdapterOutput",
@@ -19,7 +25,17 @@ __all__ = [
     "backbones",
     "backends",
     "create_adapter",
+    "data",
+    "metrics",
     "ops",
     "reference",
     "set_backend",
+    "tasks",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # Only when asked for: the metrics need torchmetrics, the library does not.
+    if name == "metrics":
+        return importlib.import_module("fastav.metrics")
+    raise AttributeError(f"module 'fastav' has no attribute {name!r}")

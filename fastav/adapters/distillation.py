@@ -82,9 +82,9 @@ class LayerCentricDistillation(nn.Module):
         )  # (B, R, D_l), R = K for preservation + H K for adaptation
 
         preserved = [rows[:, :k] for rows in pooled] if preserve else None
-        inner = []
+        inner: list[Tensor] = []
         if adapt:
-            inner.append(self._adapted([rows[:, -config.heads * k :] for rows in pooled]))
+            inner.extend(self._adapted([rows[:, -config.heads * k :] for rows in pooled]))
         if config.residual:
             # The identity lays the meta-tokens, the last rows of `outward`, under every sample.
             inner.append(self.identity.expand(len(meta), len(pooled[0]), k, k))
@@ -101,13 +101,13 @@ class LayerCentricDistillation(nn.Module):
         by_head = (low[:, None] * self.owns).flatten(1, 2)  # (L, H K, r)
         return ops.project(by_head.unbind(0), self._of_taps(self.to_key))
 
-    def _adapted(self, pooled: list[Tensor]) -> Tensor:
-        """``act(concat_h (rows of head h) W^v_h)``: L x (B, H K, D_l) -> (L, B, K, r)."""
+    def _adapted(self, pooled: list[Tensor]) -> Sequence[Tensor]:
+        """``act((rows of head h) W^v_h)`` for each head: L x (B, H K, D_l) -> H views (L, B, K, d)."""
         heads, k = self.config.heads, self.config.num_tokens
         values = ops.project(pooled, self._of_taps(self.to_value), activation=self.config.activation, stack=True)
         # Every head's rows met every head's columns; each keeps its own.
         own = values.unflatten(-1, (heads, -1)).unflatten(2, (heads, k))  # (L, B, H, K, H, d)
-        return own.diagonal(dim1=2, dim2=4).movedim(-1, -2).flatten(-2)
+        return own.diagonal(dim1=2, dim2=4).unbind(-1)
 
     def _of_taps(self, parameters: nn.ParameterList) -> list[Tensor]:
         return [parameters[group] for group in self.groups]

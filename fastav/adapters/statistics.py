@@ -28,7 +28,8 @@ class TapStandardization(nn.Module):
 
     spread: Tensor | None
     mean: Tensor
-    variance: Tensor
+    mean_square: Tensor
+    inverse_std: Tensor
     tokens: Tensor
     measured: Tensor
 
@@ -42,10 +43,11 @@ class TapStandardization(nn.Module):
         spread = torch.cat([starts[g] + torch.arange(w) for g, w in zip(groups, widths, strict=True)])
         self.register_buffer("spread", None if len(set(groups)) == len(groups) else spread, persistent=False)
         self.register_buffer("mean", torch.zeros(sum(widths)))
-        self.register_buffer("variance", torch.ones(sum(widths)))
+        self.register_buffer("mean_square", torch.ones(sum(widths)))
+        self.register_buffer("inverse_std", torch.ones(sum(widths)))
         self.register_buffer("tokens", torch.zeros(len(widths)))
         self.register_buffer("measured", torch.zeros((), dtype=torch.long))
-        # Python's own copy of `measured < batches`: reading the buffer would make the host wait for the device.
+        # `measuring` is Python's own copy of `measured < batches`: reading that would make the host wait for the device.
         self.measuring = batches > 0
         self.register_load_state_dict_post_hook(lambda module, _: module._resume())
 
@@ -55,7 +57,7 @@ class TapStandardization(nn.Module):
     def forward(self) -> tuple[list[Tensor], list[Tensor]]:
         """Weight and bias of every tap's norm: two lists of (D_l,) tensors."""
         gain, offset = (p if self.spread is None else p[self.spread] for p in (self.gain, self.offset))
-        weight = gain * torch.rsqrt(self.variance + self.eps)
+        weight = gain * self.inverse_std
         bias = torch.addcmul(offset, self.mean, weight, value=-1)
         return list(weight.split(self.widths)), list(bias.split(self.widths))
 
@@ -81,9 +83,10 @@ class TapStandardization(nn.Module):
             dist.all_reduce(size)
         before = self.tokens.repeat_interleave(spread)
         total = (self.tokens + size).repeat_interleave(spread)
-        square = (before * (self.variance + self.mean.square()) + sums[1]) / total
         self.mean.copy_((before * self.mean + sums[0]) / total)
-        self.variance.copy_((square - self.mean.square()).clamp_min(0))
+        self.mean_square.copy_((before * self.mean_square + sums[1]) / total)
+        variance = (self.mean_square - self.mean.square()).clamp_min(0)
+        self.inverse_std.copy_(torch.rsqrt(variance + self.eps))
         self.tokens += size
         self.measured += 1
         self._resume()

@@ -1,7 +1,5 @@
 """Event localisation (AVE): which class is both seen and heard in each second, or none, the background."""
 
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,3 +53,19 @@ class _SegmentFeatures(nn.Module):
         x = self.reduce(x)
         x = x + F.gelu(self.context(x.mT).mT)
         return self.dropout(self.norm(x))
+
+
+def localization_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy over all segments, background as a class.
+
+    Args:
+        logits: (B, T, C + 1), from :class:`LocalizationHead`.
+        labels: (B, T) int64, C for background.
+        label_smoothing: as in torch's ``cross_entropy``.
+    """
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=label_smoothing)
+
+
+def decode_localization(logits: Tensor) -> Tensor:
+    """The label of every segment: (B, T, C + 1) logits -> (B, T) int64, C for background."""
+    return logits.argmax(-1)

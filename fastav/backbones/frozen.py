@@ -1,0 +1,207 @@
+"""A frozen backbone whose blocks' tokens are read from the side."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastav.backbones.blocks import as_tokens, example_for, select_taps, time_order, token_layout
+from fastav.backbones.whisper import whisper_encoder
+
+
+class _LastTapRead(BaseException):
+    """Leaves the backbone after its last tap. Control flow, not an error, so no ``except Exception`` may catch it."""
+
+
+class FrozenBackbone(nn.Module):
+    """Runs a backbone without gradients and hands out the tokens of some of its blocks, the taps.
+
+    The backbone is frozen and stays in eval mode, whatever ``train()`` is called on, so that drop-path, dropout and
+    SpecAugment are off. It stops right after the last tap. Taps are the backbone's own memory where it allows that;
+    do not write to them.
+
+    Args:
+        module: the backbone. Of a whole Whisper model only the encoder is kept.
+        taps: which blocks to read: "all" transformer blocks; an int for the last n; ints, negative from the end; or
+            module names, where "*" stands for one component ("layers.*.blocks.*"). Taps come in network order.
+            Blocks of timm's ViT, EVA, BEiT and Swin families and of Hugging Face's ViT, DINOv2, DINOv3, Swin, AST,
+            CLAP (HTS-AT), Whisper, HuBERT, wav2vec 2.0 and WavLM are found; in other modules they must be named.
+        example_input: what the backbone takes, at least one item, for a trial run of one item that measures the taps;
+            needed only for backbones whose configuration does not tell.
+        in_state_dict: keep the backbone's tensors in ``state_dict()``. By default they are left out, and loading a
+            state without them is no error.
+
+    Attributes:
+        module: the backbone.
+        tap_names: the tapped blocks' names inside ``module``.
+        widths: D of each tap.
+        stages: number of the stage of each tap, a run of consecutive taps alike in N and D.
+        tokens_in_time_order: True where tokens are a sequence over time (Whisper, HuBERT, wav2vec 2.0, WavLM), False
+            where they are patches of a picture or a spectrogram, None where the blocks are of no known family.
+
+    Raises:
+        ValueError: no such blocks, an input that cannot be guessed, or a block whose output cannot be read as tokens.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        taps: str | int | Sequence[int] | Sequence[str] = "all",
+        *,
+        example_input: Tensor | None = None,
+        in_state_dict: bool = False,
+    ) -> None:
+        super().__init__()
+        encoder = whisper_encoder(module)
+        self.module = module if encoder is None else encoder
+        self.in_state_dict = in_state_dict
+        self.register_load_state_dict_pre_hook(_supply_backbone)
+        self.tap_names = select_taps(self.module, taps)
+        orders = {time_order(self.module.get_submodule(name)) for name in self.tap_names}
+        self.tokens_in_time_order = orders.pop() if len(orders) == 1 else None
+        self.requires_grad_(False)
+        self.eval()
+        self._measure(example_input)
+
+    def _measure(self, given: Tensor | None) -> None:
+        """Run one item through the backbone to learn each tap's layout, width and stage."""
+        item = (example_for(self.module) if given is None else given[:1]).to(self.device)
+        outputs = self._outputs(item)
+        self._layouts = tuple(
+            token_layout(output, channels_last=time_order(self.module.get_submodule(name)) is False, name=name)
+            for name, output in outputs.items()
+        )
+        sizes = [as_tokens(*pair).shape[1:] for pair in zip(outputs.values(), self._layouts, strict=True)]
+        self.widths = tuple(width for _, width in sizes)
+        runs = enumerate(run for _, run in groupby(sizes))
+        self.stages = tuple(stage for stage, run in runs for _ in run)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating dtype of the backbone's parameters, and of the taps."""
+        return next(parameter.dtype for parameter in self.module.parameters() if parameter.is_floating_point())
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the backbone's first parameter."""
+        return next(self.module.parameters()).device
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Read the taps of a batch.
+
+        Args:
+            x: (B, ...), what the backbone takes; a Hugging Face backbone gets it as its ``main_input_name``. Floating
+                inputs are cast to the backbone's dtype, integers are left alone.
+
+        Returns:
+            One (B, N, D) tensor a tap, of the backbone's dtype, without gradient; strides are the backbone's own, the
+            last is 1.
+
+        Raises:
+            ValueError: the input lies on another device, or a tap does not hold the batch that went in.
+        """
+        if x.device != self.device:
+            raise ValueError(
+                f"the input is on {x.device}, the backbone on {self.device}: "
+                f"move one of them, input.to({str(self.device)!r}) or backbone.to({str(x.device)!r})"
+            )
+        taps = []
+        for (name, output), layout in zip(self._outputs(x).items(), self._layouts, strict=True):
+            tap = as_tokens(output, layout).to(self.dtype)
+            if tap.shape[0] != x.shape[0]:
+                raise ValueError(f"block {name!r} puts out {tuple(output.shape)} for a batch of {x.shape[0]}")
+            taps.append(tap)
+        return taps
+
+    @torch.no_grad()  # not inference_mode: the side branch saves taps for its backward
+    def _outputs(self, x: Tensor) -> dict[str, Tensor]:
+        """Run the backbone as far as its last tap; what the tapped blocks put out, by name in network order."""
+        if any(child.training for child in self.module.modules()):  # somebody called train() past us
+            self.module.eval()
+        if x.is_floating_point():
+            x = x.to(self.dtype)
+        keyword = getattr(self.module, "main_input_name", None)
+        reading = _Reading(len(self.tap_names))
+        with ExitStack() as hooks, suppress(_LastTapRead):
+            for name in self.tap_names:
+                block = self.module.get_submodule(name)
+                hooks.callback(block.register_forward_hook(partial(reading.hook, name)).remove)
+            self.module(**{keyword: x}) if keyword else self.module(x)
+        missing = [name for name in self.tap_names if name not in reading.outputs]
+        if missing:
+            raise ValueError(f"the backbone's forward never runs {missing}")
+        reading.check_untouched()
+        return {name: reading.outputs[name] for name in self.tap_names}
+
+    def train(self, mode: bool = True) -> FrozenBackbone:
+        """Stay in eval mode, whatever ``mode`` says."""
+        return super().train(False)
+
+    def state_dict(self, *args: Any, destination: Any = None, **kwargs: Any) -> Any:
+        """Return the backbone's tensors if ``in_state_dict``, nothing otherwise."""
+        if self.in_state_dict:
+            return super().state_dict(*args, destination=destination, **kwargs)
+        return OrderedDict() if destination is None else destination
+
+    def __repr__(self) -> str:
+        """One line: this may be printed inside a parent that the user builds."""
+        widths = ", ".join(f"{len(list(run))} x {width}" for width, run in groupby(self.widths))
+        ends = " ... ".join(dict.fromkeys((self.tap_names[0], self.tap_names[-1])))
+        size = sum(parameter.numel() for parameter in self.module.parameters()) / 1e6
+        return (
+            f"FrozenBackbone({type(self.module).__name__}, {len(self.tap_names)} taps "
+            f"{ends} of width {widths}; {size:.2f} M parameters, {self.dtype})"
+        )
+
+
+class _Reading:
+    """One forward of the backbone: keeps the tapped blocks' outputs and ends the forward when all are there."""
+
+    def __init__(self, wanted: int) -> None:
+        self.wanted = wanted
+        self.outputs: dict[str, Tensor] = {}
+        self.versions: dict[str, int] = {}
+
+    def hook(self, name: str, block: nn.Module, args: Any, output: Any) -> Any:
+        """Read one block's output, as a forward hook once ``name`` is bound."""
+        tensor = output[0] if isinstance(output, tuple) else output
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"block {name!r} puts out {type(tensor).__name__}, not a tensor or a tuple with one first")
+        if name in self.outputs:
+            raise ValueError(f"block {name!r} runs more than once in one forward, so that its tap is ambiguous")
+        # Whisper's stem hands on transposed memory, which all later blocks would keep: copied once here and passed on.
+        packed = tensor.contiguous() if tensor.dim() == 3 and tensor.stride(-1) != 1 else tensor
+        self.outputs[name] = packed
+        self.versions[name] = _version(packed)
+        if len(self.outputs) == self.wanted:
+            raise _LastTapRead
+        if packed is tensor:
+            return None
+        return (packed, *output[1:]) if isinstance(output, tuple) else packed
+
+    def check_untouched(self) -> None:
+        """Raise ValueError if a later block wrote into an earlier one's output, as taps share the backbone's memory."""
+        for name, output in self.outputs.items():
+            if _version(output) != self.versions[name]:
+                raise ValueError(
+                    f"block {name!r}: a later block overwrites its output in place, so it cannot be tapped"
+                )
+
+
+def _version(tensor: Tensor) -> int:
+    """How often the tensor's memory was written to; tensors of inference mode do not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _supply_backbone(backbone: FrozenBackbone, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Before loading: let the backbone's own tensors stand in for those that a state without the backbone lacks."""
+    if not backbone.in_state_dict:
+        for name, value in backbone.module.state_dict().items():
+            state_dict.setdefault(f"{prefix}module.{name}", value)

@@ -1,0 +1,76 @@
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+
+from fastav.adapters.statistics import TapStandardization
+
+
+def taps(batches, widths=(6, 4)):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        [5 * torch.randn(3, 7 + d, d, generator=generator) + torch.arange(d) for d in widths] for _ in range(batches)
+    ]
+
+
+def pooled(batches, layer):
+    rows = torch.cat([batch[layer].flatten(0, 1) for batch in batches])
+    return F.layer_norm(rows, rows.shape[-1:], eps=1e-6)
+
+
+def test_statistics_are_those_of_the_first_batches():
+    module = TapStandardization((6, 4), (0, 1), "layer", 1e-6, batches=3)
+    batches = taps(5)
+    for batch in batches:
+        if module.measuring:
+            module.measure(batch)
+    assert not module.measuring
+    assert module.measured == 3
+    for layer, channels in enumerate((slice(0, 6), slice(6, 10))):
+        z = pooled(batches[:3], layer)
+        # float32 sums over some hundred rows
+        torch.testing.assert_close(module.mean[channels], z.mean(0), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(module.inverse_std[channels], 1 / z.std(0, unbiased=False), rtol=1e-4, atol=0)
+        weight, bias = (values[layer] for values in module())
+        standard = z * weight + bias
+        torch.testing.assert_close(standard.mean(0), torch.zeros_like(weight), rtol=0, atol=1e-5)
+        torch.testing.assert_close(standard.std(0, unbiased=False), torch.ones_like(weight), rtol=1e-4, atol=0)
+
+
+def test_measuring_resumes_after_loading():
+    first = TapStandardization((6, 4), (0, 1), "layer", 1e-6, batches=2)
+    batches = taps(2)
+    for batch in batches:
+        first.measure(batch)
+    second = TapStandardization((6, 4), (0, 1), "layer", 1e-6, batches=2)
+    second.load_state_dict(first.state_dict())
+    assert not second.measuring
+    assert torch.equal(second()[0][1], first()[0][1])
+
+
+def test_shared_affine_is_spread_over_its_taps():
+    module = TapStandardization((4, 6, 4), (0, 1, 0), "layer", 1e-6, batches=1)
+    with torch.no_grad():
+        module.gain.copy_(torch.arange(10.0))
+        module.inverse_std.fill_(0.5)
+    weight, _ = module()
+    torch.testing.assert_close(weight[0], torch.arange(4.0) / 2)
+    torch.testing.assert_close(weight[1], torch.arange(4.0, 10.0) / 2)
+    assert torch.equal(weight[2], weight[0])
+
+
+def _measure_one_rank(rank, path, out):
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+    module = TapStandardization((6, 4), (0, 1), "layer", 1e-6, batches=1)
+    module.measure(taps(2)[rank])
+    torch.save(module.state_dict(), f"{out}{rank}")
+    dist.destroy_process_group()
+
+
+def test_processes_measure_together(tmp_path):
+    mp.spawn(_measure_one_rank, (str(tmp_path / "meet"), str(tmp_path / "rank")), nprocs=2)
+    ranks = [torch.load(tmp_path / f"rank{rank}") for rank in range(2)]
+    z = pooled(taps(2), 1)
+    for state in ranks:
+        torch.testing.assert_close(state["mean"][6:], z.mean(0), rtol=1e-5, atol=1e-6)
+    assert torch.equal(ranks[0]["inverse_std"], ranks[1]["inverse_std"])
