@@ -1,6 +1,5 @@
 """Event localisation (AVE): which class is both seen and heard in each second, or none, the background."""
 
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
