@@ -35,5 +35,3 @@ def whisper():
             max_source_positions=50,
         )
     ).eval()
-
-

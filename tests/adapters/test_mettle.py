@@ -356,7 +356,8 @@ def test_parameter_count_and_report(vit, whisper, capsys):
     frozen = sum(p.numel() for p in vit.parameters()) + sum(p.numel() for p in whisper.parameters())
     assert adapter.get_nb_trainable_parameters() == (own, own + frozen)
     adapter.print_trainable_parameters()
-    line = f"trainable params: {own:,d} || all params: {own + frozen:,d} || trainable%: {100 * own / (own + frozen):.4f}"
+    total = own + frozen
+    line = f"trainable params: {own:,d} || all params: {total:,d} || trainable%: {100 * own / total:.4f}"
     assert capsys.readouterr().out.strip() == line
     assert adapter.get_base_model() == (vit, whisper)
     with pytest.raises(NotImplementedError, match="cannot be merged"):

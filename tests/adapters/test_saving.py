@@ -51,7 +51,8 @@ def test_files_hold_the_adapter_alone(vit, whisper, inputs, tmp_path):
     weights = load_file(tmp_path / "adapter_model.safetensors")
     assert set(weights) == set(adapter.state_dict())
     own = {name for name, p in adapter.named_parameters() if p.requires_grad}
-    statistics = {f"distillation.standardization.{name}" for name in ("mean", "mean_square", "inverse_std", "tokens", "measured")}
+    buffers = ("mean", "mean_square", "inverse_std", "tokens", "measured")
+    statistics = {f"distillation.standardization.{name}" for name in buffers}
     assert set(weights) == own | statistics
     values = json.loads((tmp_path / "adapter_config.json").read_text())
     assert values["method"] == "mettle"
@@ -124,5 +125,5 @@ def test_layers_and_own_taps_must_agree(vit, whisper):
     adapter = MettleAdapter(vit, whisper, MettleConfig(layers={"visual": 2, "audio": "all"}))
     assert adapter.visual.tap_names == ("blocks.1", "blocks.2")
     MettleAdapter(FrozenBackbone(vit, 2), whisper, MettleConfig(layers={"visual": 2, "audio": "all"}))
-    with pytest.raises(ValueError, match="config.layers asks for 2"):
+    with pytest.raises(ValueError, match=r"config\.layers asks for 2"):
         MettleAdapter(FrozenBackbone(vit), whisper, MettleConfig(layers={"visual": 2, "audio": "all"}))
