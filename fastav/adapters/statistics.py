@@ -47,7 +47,7 @@ class TapStandardization(nn.Module):
         self.register_buffer("inverse_std", torch.ones(sum(widths)))
         self.register_buffer("tokens", torch.zeros(len(widths)))
         self.register_buffer("measured", torch.zeros((), dtype=torch.long))
-        # `measuring` is `measured < batches`, kept in Python: reading the buffer would make the host wait for the device.
+        # `measuring` is `measured < batches` in Python: reading the buffer would make the host wait for the device.
         self.measuring = batches > 0
         self.register_load_state_dict_post_hook(lambda module, _: module._resume())
 

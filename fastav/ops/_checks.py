@@ -82,5 +82,5 @@ def check_number(op: str, name: str, value: float) -> None:
     """Check that a setting is a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}; call .item() on a tensor first")
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:  # not math.isfinite, which torch.compile cannot follow with a dynamic number
         raise ValueError(f"{op}: {name} is {value}, wanted a finite number")

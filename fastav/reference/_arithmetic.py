@@ -1,15 +1,15 @@
 """What the five definitions share: the arithmetic's width, the row norm, and the gradients of both."""
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
+import inspect
+from collections.abc import Callable
+from typing import ParamSpec, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Rest = ParamSpec("Rest")
-Tensors = TypeVar("Tensors", bound=Sequence[Tensor] | Tensor)
+Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 #: Gradients by the name of the argument they belong to, one for each tensor of that argument's list.
@@ -21,18 +21,18 @@ def wide(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def outside_autocast(
-    function: Callable[Concatenate[Tensors, Rest], Result],
-) -> Callable[Concatenate[Tensors, Rest], Result]:
-    """Run ``function(tensors, ...)`` with autocast off, which would otherwise narrow its dots to 16 bits."""
+def outside_autocast(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Run ``function``, whose first argument is a list of tensors, outside autocast, which would narrow its dots."""
+    first = next(iter(inspect.signature(function).parameters))
 
     @functools.wraps(function)
-    def run(tensors: Tensors, *args: Rest.args, **kwargs: Rest.kwargs) -> Result:
-        device = tensors[0].device.type
+    def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        tensors = args[0] if args else kwargs[first]
+        device = tensors[0].device.type  # type: ignore[index]
         if not torch.amp.is_autocast_available(device):
-            return function(tensors, *args, **kwargs)
+            return function(*args, **kwargs)
         with torch.autocast(device, enabled=False):
-            return function(tensors, *args, **kwargs)
+            return function(*args, **kwargs)
 
     return run
 

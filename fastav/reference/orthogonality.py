@@ -45,4 +45,4 @@ def _excess(rows: Tensor) -> Tensor:
 def _penalty(rows: Tensor) -> Tensor:
     """(B, K, D) rows of unit length -> (B,)."""
     k = rows.shape[-2]
-    return _excess(rows).square().sum((-2, -1)) / (k * (k - 1)) if k > 1 else rows.new_zeros(len(rows))
+    return _excess(rows).square().sum((-2, -1)) / (k * (k - 1)) if k > 1 else 0.0 * rows.sum((-2, -1))
