@@ -249,7 +249,7 @@ def _check_taps(name: str, taps: Sequence[Tensor], widths: Sequence[int]) -> Non
 
 
 def _cut(tap: Tensor, segments: int, i: int) -> Tensor:
-    """(B, T * n, D) -> (B * T, n, D), a view."""
+    """(B, T * n, D) -> (B * T, n, D), a view of a tap that is contiguous."""
     if tap.shape[1] % segments:
         raise ValueError(
             f"audio_taps[{i}] has {tap.shape[1]} tokens a clip, which do not divide into {segments} equal spans of "

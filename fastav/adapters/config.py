@@ -72,6 +72,10 @@ class AdapterConfig:
         }.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{type(self).__name__}: {name} is {getattr(self, name)!r}, wanted one of {choices}")
+        if isinstance(self.layers, Mapping):
+            self.layers = {modality: _plain(layers) for modality, layers in self.layers.items()}
+        else:
+            self.layers = _plain(self.layers)
         if isinstance(self.layers, Mapping) and set(self.layers) != {"visual", "audio"}:
             raise ValueError(
                 f"{type(self).__name__}: layers has the keys {sorted(self.layers)}, wanted 'visual' and 'audio'"
@@ -117,6 +121,11 @@ class AdapterConfig:
         return cls.from_dict(values)
 
 
+def _plain(layers: Layers) -> Layers:
+    """Ranges and tuples as lists, which is what JSON gives back."""
+    return layers if isinstance(layers, (str, int)) else list(layers)  # type: ignore[return-value]
+
+
 #: What an adapter's ``save_pretrained`` writes beside its configuration.
 ADAPTER_KEYS = ("fastav_version", "visual", "audio")
 
@@ -140,13 +149,15 @@ class MettleConfig(AdapterConfig):
     Attributes:
         branches: which branches run, in parallel: ``"preservation"``, a convex mix of the frozen tokens, and
             ``"adaptation"``, low-rank attention with learned projections.
-        residual: add the meta-tokens themselves to what the branches give.
+        residual: add the meta-tokens themselves to what the branches give: ``T = m + P + A``. Off by default: queries
+            of unit scale are the same for all clips and larger than what they distil, so that after the norm of token
+            fusion little would be left of it.
     """
 
     method: ClassVar[str] = "mettle"
 
     branches: Sequence[str] = ("preservation", "adaptation")
-    residual: bool = True
+    residual: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,7 +12,7 @@ from fastav.adapters.statistics import TapStandardization
 
 
 class LayerCentricDistillation(nn.Module):
-    """``T_l = m_l + P_l + A_l`` for the taps of all layers of both modalities.
+    """``T_l = P_l + A_l``, with ``residual`` ``T_l = m_l + P_l + A_l``, for the taps of all layers of both modalities.
 
     With ``m_l`` (K, D_l) the meta-tokens of tap ``x_l``, ``d = rank / heads`` and ``tau = D_l ** -0.5`` everywhere:
 
@@ -21,7 +21,7 @@ class LayerCentricDistillation(nn.Module):
       key and value projections are absorbed into the queries and the pooled rows. ``W^o`` starts at zero.
 
     Both branches' queries are rows of one ``distill`` call, and no loop over layers launches anything: it only cuts
-    views.
+    views. (The first training batches, in which the taps are measured, are the exception.)
 
     Args:
         widths: D of each tap.

@@ -13,8 +13,9 @@ from fastav.adapters.groups import group_widths
 class TapStandardization(nn.Module):
     """The affine part of the taps' norm: ``(z - mean) / std * gain + offset`` as one weight and bias a channel.
 
-    ``distill`` folds weight and bias into its queries and outputs, so standardised taps cost nothing. The statistics
-    are measured by :meth:`measure` over the first training batches and are saved with the adapter.
+    They are ``distill``'s weight and bias, which a kernel folds into queries and outputs: no standardised tap need ever
+    be written. The statistics are measured by :meth:`measure` over the first training batches and saved with the
+    adapter.
 
     All taps' channels stand in one flat vector, tap after tap, so that no number of taps takes more launches.
 

@@ -1,8 +1,8 @@
 """The definition of right: the five ops in plain PyTorch, literal and readable, good in float64.
 
 Each ``<op>`` is written as :mod:`fastav.ops` documents it, without its argument checks. Each ``<op>_backward`` is the
-same op's gradient in closed form: it is what the ops run where autograd cannot follow (inside a compiled graph), and
-it recomputes what it needs, so that a training step saves nothing but the op's own inputs.
+same op's gradient in closed form, which is what :mod:`fastav.ops` runs backward: it recomputes what it needs, so that a
+training step saves nothing but the op's own inputs.
 """
 
 from fastav.reference.distill import distill, distill_backward

@@ -37,17 +37,20 @@ def outside_autocast(function: Callable[Arguments, Result]) -> Callable[Argument
     return run
 
 
-def normalize(x: Tensor, norm: str, eps: float) -> Tensor:
-    """Normalise the rows (last dimension) of ``x``: ``"layer"``, ``"rms"`` or ``"none"``, without affine part."""
+def normalize(x: Tensor, norm: str, eps: float, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """Normalise the rows (last dimension) of ``x``: ``"layer"``, ``"rms"`` or ``"none"``, then the affine part."""
+    weight, bias = (None if affine is None else affine.to(x.dtype) for affine in (weight, bias))
     if norm == "layer":
-        return F.layer_norm(x, x.shape[-1:], eps=eps)
+        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
     if norm == "rms":
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
-    return x
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+    if weight is not None:
+        x = x * weight
+    return x if bias is None else x + bias
 
 
 def normalize_backward(grad: Tensor, x: Tensor, norm: str, eps: float) -> Tensor:
-    """Gradient of :func:`normalize` with respect to ``x``, of ``x``'s shape.
+    """Gradient of :func:`normalize` without affine part with respect to ``x``, of ``x``'s shape.
 
     With ``z`` the normalised row and ``s`` its divisor: ``(g - mean(g) - z mean(g z)) / s`` for ``"layer"``, and the
     same without ``mean(g)`` for ``"rms"``.

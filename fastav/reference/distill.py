@@ -32,11 +32,8 @@ def distill(
     outputs = []
     for i, (tap, query) in enumerate(zip(taps, queries, strict=True)):
         mask = None if key_mask is None else key_mask[i]
-        x_hat = normalize(_attended(tap, mask).to(wide(tap, query)), norm, eps)  # (B, N, D)
-        if weight is not None:
-            x_hat = x_hat * weight[i]
-        if bias is not None:
-            x_hat = x_hat + bias[i]
+        w, b = (None if affine is None else affine[i] for affine in (weight, bias))
+        x_hat = normalize(_attended(tap, mask).to(wide(tap, query)), norm, eps, w, b)  # (B, N, D)
         p = _attention(query.to(x_hat.dtype), x_hat, mask, scale)  # (B, R, N)
         outputs.append((p @ x_hat).to(query.dtype))
     return outputs
@@ -60,7 +57,7 @@ def distill_backward(
 
     The affine part ``x_hat = z w + b`` stays folded: ``b`` adds the same to every key of a row, so the softmax does not
     see it, and since the rows of ``ds``, the scores' gradient, sum to zero, ``dq = (ds z) w`` and
-    ``dw = sum_r (p z)_r g_r + (ds z)_r q_r``. Unless a tap wants its gradient, only ``z`` is as large as the tap.
+    ``dw = sum_r (p z)_r g_r + (ds z)_r q_r``.
     """
     found: Gradients = {name: [] for name in wanted}
     for i, (tap, query, grad) in enumerate(zip(taps, queries, grads, strict=True)):

@@ -8,50 +8,54 @@ from torch import Tensor, nn
 class LocalizationHead(nn.Module):
     """Decide for every segment which class is both seen and heard, or that none is.
 
-    Each modality's K tokens become one feature a segment, which sees its neighbours in time, and the feature gives a
-    score for each class: how surely it is seen, how surely it is heard. A class's logit is the log-probability of
-    both, ``log sigmoid(seen) + log sigmoid(heard)``, so that neither modality can carry it alone; the background's is
-    learned from both features together.
+    Each modality's K tokens give a score for each class: how surely it is seen, how surely it is heard. Scores see
+    their neighbours in time. A class's logit is the log-probability of both, ``log sigmoid(seen) + log
+    sigmoid(heard)``, and the background's is one learned number: what evidence an event must have. Neither modality
+    can carry a class alone, and background is the lack of agreement, not a class with a look of its own to learn.
 
     Args:
         num_classes: C, without background.
         num_tokens: K of the adapter's output.
         width: W of the adapter's output.
         hidden: width of the segment features.
-        dropout: on the segment features, in training.
+        dropout: on the tokens and on the segment features, in training.
     """
 
     def __init__(
-        self, num_classes: int, *, num_tokens: int, width: int, hidden: int = 128, dropout: float = 0.2
+        self, num_classes: int, *, num_tokens: int, width: int, hidden: int = 128, dropout: float = 0.5
     ) -> None:
         super().__init__()
-        self.visual = _SegmentFeatures(num_tokens * width, hidden, dropout)
-        self.audio = _SegmentFeatures(num_tokens * width, hidden, dropout)
-        self.seen = nn.Linear(hidden, num_classes)
-        self.heard = nn.Linear(hidden, num_classes)
-        self.background = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.GELU(), nn.Linear(hidden, 1))
+        self.seen = _ClassEvidence(num_tokens * width, hidden, num_classes, dropout)
+        self.heard = _ClassEvidence(num_tokens * width, hidden, num_classes, dropout)
+        self.background = nn.Parameter(torch.full((1,), -1.0))
 
     def forward(self, visual: Tensor, audio: Tensor) -> Tensor:
         """From an adapter's tokens (B, T, K, W) to logits (B, T, C + 1), the background's last."""
-        v, a = self.visual(visual.flatten(2)), self.audio(audio.flatten(2))
-        both = F.logsigmoid(self.seen(v)) + F.logsigmoid(self.heard(a))
-        return torch.cat([both, self.background(torch.cat([v, a], -1))], -1)
+        both = F.logsigmoid(self.seen(visual)) + F.logsigmoid(self.heard(audio))
+        return torch.cat([both, self.background.expand(*both.shape[:-1], 1)], -1)
 
 
-class _SegmentFeatures(nn.Module):
-    """(B, T, D) -> (B, T, hidden): a feature a segment, with a convolution over time for its context."""
+class _ClassEvidence(nn.Module):
+    """(B, T, K, W) tokens -> (B, T, C) scores; all classes' scores are smoothed over time alike."""
 
-    def __init__(self, inputs: int, hidden: int, dropout: float) -> None:
+    def __init__(self, inputs: int, hidden: int, num_classes: int, dropout: float) -> None:
         super().__init__()
-        self.reduce = nn.Sequential(nn.LayerNorm(inputs), nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(dropout))
-        self.context = nn.Conv1d(hidden, hidden, 3, padding=1)
-        self.norm = nn.LayerNorm(hidden)
-        self.dropout = nn.Dropout(dropout)
+        self.score = nn.Sequential(
+            nn.LayerNorm(inputs),
+            nn.Dropout(dropout),
+            nn.Linear(inputs, hidden),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, num_classes),
+        )
+        # Starts as no context: what a neighbour says counts only once that has proved right.
+        self.context = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+        nn.init.zeros_(self.context.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.reduce(x)
-        x = x + F.gelu(self.context(x.mT).mT)
-        return self.dropout(self.norm(x))
+    def forward(self, tokens: Tensor) -> Tensor:
+        scores = self.score(tokens.flatten(2))
+        series = scores.mT.flatten(0, 1)[:, None]  # (B C, 1, T)
+        return scores + self.context(series).view(scores.mT.shape).mT
 
 
 def localization_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from fastav.metrics import LocalizationScores
 from fastav.tasks import LocalizationHead, decode_localization, localization_loss
@@ -31,9 +32,31 @@ def test_head_sees_its_neighbours_in_time_and_no_further_than_them():
     head = LocalizationHead(3, num_tokens=2, width=8).eval()
     visual, audio = torch.randn(2, 1, 10, 2, 8)
     other = visual.clone()
-    other[:, 4] += 1
+    other[:, 4] = torch.randn(2, 8)
+    assert reached(head, visual, other, audio) == [4]  # context starts as none
+    nn.init.constant_(head.seen.context.weight, 0.3)
+    assert reached(head, visual, other, audio) == [3, 4, 5]
+
+
+def reached(head, visual, other, audio):
     changed = (head(visual, audio) != head(other, audio)).any(-1)[0]
-    assert changed.tolist() == [False] * 3 + [True] * 3 + [False] * 4
+    return changed.nonzero().flatten().tolist()
+
+
+def test_head_by_hand():
+    """A class's logit is log P(seen) + log P(heard), the background's one learned number."""
+    torch.manual_seed(0)
+    head = LocalizationHead(3, num_tokens=2, width=8).eval()
+    nn.init.normal_(head.seen.context.weight)
+    visual, audio = torch.randn(2, 2, 5, 2, 8)
+    seen, heard = head.seen.score(visual.flatten(2)), head.heard.score(audio.flatten(2))
+    weights = [*head.seen.context.weight.flatten()]
+    padded = F.pad(seen, (0, 0, 1, 1))
+    seen = seen + sum(w * padded[:, i : i + 5] for i, w in enumerate(weights))
+    expected = torch.log(torch.sigmoid(seen) * torch.sigmoid(heard))
+    logits = head(visual, audio)
+    torch.testing.assert_close(logits[..., :3], expected)
+    assert (logits[..., 3] == head.background).all()
 
 
 def test_loss_is_the_mean_over_all_segments():

@@ -9,21 +9,26 @@ from typing import TypeVar
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from examples.stamps.material.base import SAMPLE_RATE, Picture, Sound
 
 SEGMENTS = 10  # of one second each
 
 VISIBLE = 0.6  # least share of an object that stays uncovered
-SIZE_ALONE = (0.45, 0.75)  # square root of an object's box, as a share of the frame's side
-SIZE_IN_PAIR = (0.36, 0.52)
+SIZE_ALONE = (0.6, 0.9)  # square root of an object's box, as a share of the frame's side
+SIZE_IN_PAIR = (0.42, 0.6)
 LONGEST_SIDE = 0.95  # of an object's box, as a share of the frame's side
 DRIFT = 0.12  # most that an object or the view wanders in ten seconds, as a share of the frame's side
 SHRINK = 0.98  # of the object in front, for every placement that hides too much
 
 LOUDNESS_DB = (-8.0, 4.0)  # gain of a recording
 NOISE_DB = (-55.0, -38.0)  # of the background noise against full scale; recordings are at -20
+STRETCH = (0.85, 1.15)  # of an object's width
+LEAN = (-12.0, 12.0)  # degrees
+COLOURFUL = (0.6, 1.3)  # of an object's saturation
+BRIGHT = (0.8, 1.2)
+SPEED = (0.88, 1.14)  # of a recording, pitch with it
 TILT = (-0.2, 0.2)  # exponent of the light filter on a recording, about +-1.2 dB an octave
 GAP = (0.05, 0.25)  # seconds between repetitions
 FADE = np.linspace(0.0, 1.0, SAMPLE_RATE // 100, dtype=np.float32)  # 10 ms
@@ -83,7 +88,7 @@ def render_sound(rng: Generator, sounds: Sequence[tuple[Sequence[Sound], Flags]]
     """
     mix = _coloured_noise(rng, SEGMENTS * SAMPLE_RATE)
     for recordings, playing in sounds:
-        recording = _tilt(_choose(rng, recordings), rng.uniform(*TILT))
+        recording = _tilt(_respeed(_choose(rng, recordings), rng.uniform(*SPEED)), rng.uniform(*TILT))
         gain = np.float32(10 ** (rng.uniform(*LOUDNESS_DB) / 20))
         for start, stop in _runs(playing):
             samples = _loop(rng, recording, (stop - start) * SAMPLE_RATE)
@@ -126,10 +131,17 @@ def _place(rng: Generator, objects: Sequence[tuple[Picture, Flags]], size: int) 
 
 
 def _restyle(rng: Generator, picture: Picture) -> Image.Image:
-    """Flip a cut-out or not, and vary its brightness."""
-    picture = picture[:, ::-1] if rng.random() < 0.5 else picture
-    gain = np.array([1.0, 1.0, 1.0, 0.0]) * rng.uniform(-0.2, 0.2) + 1.0  # alpha stays
-    return Image.fromarray(np.clip(picture * gain, 0, 255).astype(np.uint8))
+    """Flip a cut-out or not, tilt it, and vary its proportions, its colours' strength and its brightness."""
+    image = Image.fromarray(np.ascontiguousarray(picture[:, ::-1] if rng.random() < 0.5 else picture))
+    narrower = rng.uniform(*STRETCH)
+    image = image.resize((max(1, round(image.width * narrower)), image.height), Image.Resampling.BICUBIC)
+    image = image.rotate(rng.uniform(*LEAN), Image.Resampling.BICUBIC, expand=True)
+    image = image.crop(image.getchannel("A").getbbox())
+    alpha = image.getchannel("A")
+    image = ImageEnhance.Color(image.convert("RGB")).enhance(rng.uniform(*COLOURFUL))
+    image = ImageEnhance.Brightness(image).enhance(rng.uniform(*BRIGHT))
+    image.putalpha(alpha)
+    return image
 
 
 def _scale(image: Image.Image, side: float, frame: int) -> Image.Image:
@@ -168,6 +180,12 @@ def _coloured_noise(rng: Generator, length: int) -> Sound:
     spectrum /= np.maximum(np.arange(len(spectrum)), 1) ** rng.uniform(0.0, 1.0)
     noise = np.fft.irfft(spectrum, length)
     return (noise * 10 ** (rng.uniform(*NOISE_DB) / 20) / noise.std()).astype(np.float32)
+
+
+def _respeed(recording: Sound, speed: float) -> Sound:
+    """Play a recording faster or slower, as a smaller or larger animal would sound."""
+    positions = np.arange(0, len(recording) - 1, speed)
+    return np.interp(positions, np.arange(len(recording)), recording).astype(np.float32)
 
 
 def _tilt(recording: Sound, exponent: float) -> Sound:
