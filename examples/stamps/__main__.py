@@ -112,7 +112,7 @@ def _check_reloaded(folder: Path, visual: FrozenBackbone, audio: FrozenBackbone,
     again = predict(model, test)
     if not torch.equal(again, predicted):
         raise RuntimeError(f"the reloaded adapter predicts {(again != predicted).sum()} seconds differently")
-    count = 10
+    count = min(10, len(test))
     clips = default_collate([test.clips[index] for index in range(count)])
     with torch.no_grad():
         out = model.adapter(*prepare(clips))
