@@ -24,7 +24,7 @@ from fastav import FrozenBackbone, MettleAdapter
 from fastav.tasks import decode_localization
 
 IMAGE_SIZE = 126  # pixels, 9 x 9 patches: large enough to tell the animals apart, small enough for two cores
-CLIPS = {"train": 400, "validation": 100, "test": 150, "cross": 100}
+CLIPS = {"train": 600, "validation": 100, "test": 150, "cross": 100}
 VISUAL_TAPS = range(1, 12, 2)  # every second of the 12 blocks; all four of the audio encoder's
 PROBE_EPOCHS = 2  # times Mettle's: a linear map is slower to settle and costs nothing
 
@@ -70,7 +70,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m examples.stamps", description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="training runs of each method")
-    parser.add_argument("--epochs", type=int, default=20, help="epochs of each training run")
+    parser.add_argument("--epochs", type=int, default=12, help="epochs of each training run")
     parser.add_argument("--out", default="out", help="folder for the table, the pictures and the saved adapter")
     return parser.parse_args()
 
