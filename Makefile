@@ -10,17 +10,18 @@ READY := $(VENV)/ready
 demo: $(READY)
 	$(BIN)/python -m examples.stamps
 
+# One thread a process, or the two would wait for each other.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-$(READY): pyproject.toml requirements/dev.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fastav needs Python 3.10 or newer, this is " + sys.version.split()[0] + "; call make PYTHON=/path/to/python3.11")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(READY): pyproject.toml requirements/dev.txt requirements/constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fastav needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; call make PYTHON=/path/to/python3.11")'
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --progress-bar off -r requirements/dev.txt
 	$(BIN)/python -m pip install --progress-bar off --no-deps --no-build-isolation -e .
 	touch $(READY)

@@ -14,7 +14,7 @@ from fastav.backbones import FrozenBackbone, TapStore
 from fastav.ops import backends, set_backend
 
 if TYPE_CHECKING:
-    from fastav import metrics
+    from fastav import metrics as metrics
 
 __all__ = [
     "AdapterOutput",
@@ -26,7 +26,6 @@ __all__ = [
     "backends",
     "create_adapter",
     "data",
-    "metrics",
     "ops",
     "reference",
     "set_backend",
@@ -35,7 +34,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    # Only when asked for: the metrics need torchmetrics, the library does not.
+    # Only when asked for, and not by a star import: the metrics need torchmetrics, the library does not.
     if name == "metrics":
         return importlib.import_module("fastav.metrics")
     raise AttributeError(f"module 'fastav' has no attribute {name!r}")

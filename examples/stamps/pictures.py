@@ -10,6 +10,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
+from tqdm import tqdm
 
 from examples.stamps.scenes import SEGMENTS
 from examples.stamps.taps import Split
@@ -34,7 +35,7 @@ def draw(runs: Mapping[str, Sequence[Run]], test: Split, predicted: Tensor, fold
         "confusion_matrix.png": _confusion(predicted, test.labels, names),
         "test_clips.png": _sheet(test, predicted, names),
     }
-    for name, figure in pictures.items():
+    for name, figure in tqdm(pictures.items(), "drawing", leave=False):
         figure.savefig(folder / name, dpi=110, bbox_inches="tight")
     return [folder / name for name in pictures]
 
@@ -79,7 +80,7 @@ def _confusion(predicted: Tensor, labels: Tensor, names: Sequence[str]) -> Figur
 
 def _sheet(test: Split, predicted: Tensor, names: Sequence[str], count: int = 8) -> Figure:
     """The first test clips: frames, waveform, and what is seen, heard, true and predicted in each second."""
-    figure = Figure(figsize=(14, 2.75 * count))
+    figure = Figure(figsize=(14, 3.3 * count))
     grid = figure.subplots(count, 1)
     for axes, index in zip(grid, range(count), strict=True):
         clip = test.clips[index]
@@ -99,7 +100,7 @@ def _sheet(test: Split, predicted: Tensor, names: Sequence[str], count: int = 8)
             y = 0.5 - 0.16 * row
             axes.text(-0.05, y, title, ha="right", va="center", fontsize=8)
             for second, text in enumerate(labels):
-                colour = PLAIN if title != "predicted" else RIGHT if hits[second] else WRONG
+                colour = PLAIN if title != "predicted" else (RIGHT if hits[second] else WRONG)
                 axes.text(second + 0.5, y, text, ha="center", va="center", fontsize=7, color=colour)
         axes.set(xlim=(-0.7, SEGMENTS), ylim=(-0.1, 2.0))
         axes.axis("off")

@@ -10,7 +10,7 @@ from examples.stamps.training import Run
 
 
 def table(runs: Mapping[str, Sequence[Run]], splits: Mapping[str, Split]) -> str:
-    """One Markdown table of all methods: means over seeds, and their range where there are several."""
+    """One Markdown table of all methods: means over seeds, with standard deviations where there are several."""
     head = ["method", "test accuracy"]
     if "cross" in splits:
         head.append("cross-source")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
 from examples.stamps.material import SAMPLE_RATE
@@ -87,7 +87,8 @@ def _stores(clips: Clips, visual: FrozenBackbone, audio: FrozenBackbone, folder:
     try:
         return TapStore.open(paths[0], metadata), TapStore.open(paths[1], metadata)
     except (FileNotFoundError, ValueError):  # not there, or broken off
-        shutil.rmtree(place, ignore_errors=True)
+        for stale in folder.glob(f"{clips.split}-*"):  # each split's taps are gigabytes
+            shutil.rmtree(stale)
     stores: tuple[TapStore, TapStore] | None = None
     loader = DataLoader(clips, BATCH)
     with tqdm(total=len(clips), desc=f"frozen backbones, {clips.split}", unit="clip") as bar:
@@ -108,10 +109,10 @@ def _stores(clips: Clips, visual: FrozenBackbone, audio: FrozenBackbone, folder:
 
 
 def _metadata(clips: Clips, visual: FrozenBackbone, audio: FrozenBackbone) -> dict[str, Any]:
-    """What the taps depend on: clips and weights, by content, and the tapped blocks."""
+    """What the taps depend on: the backbones' inputs and weights, by content, and the tapped blocks."""
     content = hashlib.sha256(clips.labels.numpy().tobytes())
-    for clip in (clips[0], clips[-1]):
-        content.update(clip.frames.numpy().tobytes() + clip.sound.numpy().tobytes())
+    for values in prepare(default_collate([clips[0], clips[-1]])):
+        content.update(values.numpy().tobytes())
     for backbone in (visual, audio):
         for parameter in backbone.module.parameters():
             content.update(parameter.detach().flatten()[:256].numpy().tobytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from fastav.metrics import LocalizationScores
 from fastav.tasks import decode_localization, localization_loss
 
 BATCH = 16  # clips
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.05
 WARM_UP = 0.05  # of all steps
 CLIP_NORM = 1.0
@@ -91,7 +92,8 @@ def train(name: str, make: Callable[[], nn.Module], splits: dict[str, Split], *,
 def predict(model: nn.Module, split: Split) -> Tensor:
     """Labels (num_clips, 10) of every second."""
     model.eval()
-    return torch.cat([decode_localization(model(split, index)) for index in torch.arange(len(split)).split(BATCH)])
+    batches = tqdm(torch.arange(len(split)).split(BATCH), "scoring", delay=1.0, leave=False)
+    return torch.cat([decode_localization(model(split, index)) for index in batches])
 
 
 def score(model: nn.Module, split: Split) -> dict[str, float]:
@@ -113,6 +115,7 @@ def _parameter_groups(model: nn.Module) -> list[dict]:
 
 def _saved_bytes(model: nn.Module, split: Split) -> float:
     """Count what autograd keeps for one step's backward, every storage once, parameters not counted."""
+    model = copy.deepcopy(model)  # which measures its taps in its first steps; those are to be the training's
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     sizes: dict[int, int] = {}
 

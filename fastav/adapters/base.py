@@ -79,10 +79,16 @@ class Adapter(nn.Module):
             An :class:`AdapterOutput` with visual and audio tokens (B, T, K, W).
 
         Raises:
+            TypeError: an input that is not a tensor.
             ValueError: inputs whose clips or segments do not match.
         """
-        if visual_input.ndim != 5:
-            raise ValueError(f"visual_input has shape {tuple(visual_input.shape)}, wanted (B, T, 3, H, W)")
+        for name, value in (("visual_input", visual_input), ("audio_input", audio_input)):
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        if visual_input.ndim != 5 or 0 in visual_input.shape:
+            raise ValueError(
+                f"visual_input has shape {tuple(visual_input.shape)}, wanted (B, T, 3, H, W), none of them 0"
+            )
         clips, segments = visual_input.shape[:2]
         leading = (clips, segments) if self.config.audio_layout == "segment" else (clips,)
         if tuple(audio_input.shape[: len(leading)]) != leading:
@@ -106,13 +112,14 @@ class Adapter(nn.Module):
             num_segments: T.
 
         Raises:
-            ValueError: another number of taps, other widths, or clips and segments that do not match.
+            TypeError: taps that are not floating tensors.
+            ValueError: another number of taps, other widths or devices, or clips and segments that do not match.
         """
-        _check_taps("visual_taps", visual_taps, self.visual.widths)
-        _check_taps("audio_taps", audio_taps, self.audio.widths)
+        _check_taps("visual_taps", visual_taps, self.visual)
+        _check_taps("audio_taps", audio_taps, self.audio)
         rows = len(visual_taps[0])
-        if num_segments < 1 or rows % num_segments:
-            raise ValueError(f"visual_taps hold {rows} segments, which num_segments={num_segments} does not divide")
+        if not isinstance(num_segments, int) or num_segments < 1 or rows % num_segments:
+            raise ValueError(f"visual_taps hold {rows} segments, which num_segments={num_segments!r} does not divide")
         if self.config.audio_layout == "clip":
             audio_taps = [_cut(tap, num_segments, i) for i, tap in enumerate(audio_taps)]
         if len(audio_taps[0]) != rows:
@@ -135,7 +142,7 @@ class Adapter(nn.Module):
         raise NotImplementedError
 
     def get_base_model(self) -> tuple[nn.Module, nn.Module]:
-        """The visual and the audio backbone as they came."""
+        """The visual and the audio backbone that run; of a whole Whisper model that is its encoder."""
         return self.visual.module, self.audio.module
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
@@ -156,6 +163,11 @@ class Adapter(nn.Module):
             f"{type(self).__name__} reads the backbones from the side and cannot be merged into them; "
             f"get_base_model() gives the backbones, which it has not changed"
         )
+
+    merge_adapter = merge_and_unload
+
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        """Accepted for trainers that call it; the frozen backbones keep no activations that could be recomputed."""
 
     def save_pretrained(self, directory: str | os.PathLike, *, is_main_process: bool = True) -> None:
         """Write ``adapter_config.json`` and ``adapter_model.safetensors``: the adapter alone, not the backbones.
@@ -199,6 +211,8 @@ class Adapter(nn.Module):
             ValueError: the backbones' taps are not those that the adapter was trained on.
         """
         saved = read_config(directory)
+        if "visual" not in saved or "audio" not in saved:
+            raise ValueError(f"{directory} holds a configuration alone; wanted what an adapter's save_pretrained wrote")
         config = cls.config_class.from_pretrained(directory)
         backbones = {}
         for modality, module in (("visual", visual), ("audio", audio)):
@@ -242,10 +256,21 @@ def _described(backbone: FrozenBackbone) -> dict[str, list]:
     return {"taps": list(backbone.tap_names), "widths": list(backbone.widths)}
 
 
-def _check_taps(name: str, taps: Sequence[Tensor], widths: Sequence[int]) -> None:
-    got = tuple(tap.shape[-1] for tap in taps)
-    if got != tuple(widths):
-        raise ValueError(f"{name} are {len(got)} taps of widths {got}, wanted {len(widths)} of widths {tuple(widths)}")
+def _check_taps(name: str, taps: Sequence[Tensor], backbone: FrozenBackbone) -> None:
+    """Check that ``taps`` are what ``backbone`` gives, for one batch."""
+    if len(taps) != len(backbone.widths):
+        raise ValueError(f"{name} holds {len(taps)} taps, wanted {len(backbone.widths)}: {backbone.tap_names}")
+    for i, (tap, width) in enumerate(zip(taps, backbone.widths, strict=True)):
+        if not isinstance(tap, Tensor) or not tap.is_floating_point():
+            got = str(tap.dtype) if isinstance(tap, Tensor) else type(tap).__name__
+            raise TypeError(f"{name}[{i}] must be a floating tensor (B, N, D), got {got}")
+        if tap.ndim != 3 or tap.shape[-1] != width or len(tap) != len(taps[0]) or 0 in tap.shape:
+            raise ValueError(
+                f"{name}[{i}] has shape {tuple(tap.shape)}, wanted ({len(taps[0])}, N, {width}): the batch of "
+                f"{name}[0], at least one token, and the width of block {backbone.tap_names[i]!r}"
+            )
+        if tap.device != backbone.device:
+            raise ValueError(f"{name}[{i}] is on {tap.device}, the adapter's backbone on {backbone.device}")
 
 
 def _cut(tap: Tensor, segments: int, i: int) -> Tensor:

@@ -64,7 +64,10 @@ class AdapterConfig:
                 f"{type(self).__name__}: rank {self.rank} does not divide into {self.heads} heads; "
                 f"choose a rank that is a multiple of heads"
             )
+        if isinstance(self.eps, bool) or not isinstance(self.eps, (int, float)) or not 0 <= self.eps < float("inf"):
+            raise ValueError(f"{type(self).__name__}: eps is {self.eps!r}, wanted a number of at least 0")
         for name, choices in {
+            "standardize": (True, False),
             "activation": ("gelu", "relu", None),
             "norm": ("layer", "rms", "none"),
             "share": ("layer", "stage", "width"),
@@ -123,7 +126,11 @@ class AdapterConfig:
 
 def _plain(layers: Layers) -> Layers:
     """Ranges and tuples as lists, which is what JSON gives back."""
-    return layers if isinstance(layers, (str, int)) else list(layers)  # type: ignore[return-value]
+    if isinstance(layers, (str, int)):
+        return layers
+    if not isinstance(layers, Sequence):
+        raise ValueError(f"layers is {layers!r}, wanted 'all', a number of last blocks, indices or names")
+    return list(layers)  # type: ignore[return-value]
 
 
 #: What an adapter's ``save_pretrained`` writes beside its configuration.
@@ -162,6 +169,12 @@ class MettleConfig(AdapterConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         known = {"preservation", "adaptation"}
-        if isinstance(self.branches, str) or not self.branches or set(self.branches) - known:
+        if (
+            isinstance(self.branches, str)
+            or sorted(set(self.branches) & known) != sorted(self.branches)
+            or not self.branches
+        ):
             raise ValueError(f"MettleConfig: branches is {self.branches!r}, wanted one or both of {sorted(known)}")
+        if self.residual not in (True, False):
+            raise ValueError(f"MettleConfig: residual is {self.residual!r}, wanted True or False")
         self.branches = tuple(self.branches)

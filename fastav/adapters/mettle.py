@@ -32,7 +32,6 @@ class MettleAdapter(Adapter):
 
     config_class = MettleConfig
     config: MettleConfig
-    no_aux_loss: Tensor
 
     def __init__(
         self,
@@ -47,12 +46,12 @@ class MettleAdapter(Adapter):
         sizes = group_widths(self.groups, widths)
         self.fusion_weights = nn.ParameterList(nn.Parameter(torch.randn(d, self.config.width) * d**-0.5) for d in sizes)
         self.fusion_biases = nn.ParameterList(nn.Parameter(torch.zeros(self.config.width)) for _ in sizes)
-        self.register_buffer("no_aux_loss", torch.zeros(()), persistent=False)
 
     def _side_branch(self, taps: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         tokens = self.distillation(taps)
-        visual = len(self.visual.widths)
-        return self._fuse(tokens, slice(visual)), self._fuse(tokens, slice(visual, None)), self.no_aux_loss
+        layers = len(self.visual.widths)
+        visual, audio = self._fuse(tokens, slice(layers)), self._fuse(tokens, slice(layers, None))
+        return visual, audio, visual.new_zeros(())
 
     def _fuse(self, tokens: Sequence[Tensor], layers: slice) -> Tensor:
         groups = self.groups[layers]

@@ -24,12 +24,12 @@ class TapStandardization(nn.Module):
         groups: for each tap, the index of the learned affine it uses; taps of one group have one width.
         norm: the taps' row norm, see :func:`fastav.ops.distill`.
         eps: its epsilon, also added to the variances.
-        batches: how many batches to measure; 0 learns the affine alone, around the identity.
+        batches: how many batches to measure.
     """
 
     spread: Tensor | None
     mean: Tensor
-    mean_square: Tensor
+    variance: Tensor
     inverse_std: Tensor
     tokens: Tensor
     measured: Tensor
@@ -44,50 +44,69 @@ class TapStandardization(nn.Module):
         spread = torch.cat([starts[g] + torch.arange(w) for g, w in zip(groups, widths, strict=True)])
         self.register_buffer("spread", None if len(set(groups)) == len(groups) else spread, persistent=False)
         self.register_buffer("mean", torch.zeros(sum(widths)))
-        self.register_buffer("mean_square", torch.ones(sum(widths)))
+        self.register_buffer("variance", torch.ones(sum(widths)))
         self.register_buffer("inverse_std", torch.ones(sum(widths)))
-        self.register_buffer("tokens", torch.zeros(len(widths)))
+        self.register_buffer("tokens", torch.zeros(len(widths), dtype=torch.long))
         self.register_buffer("measured", torch.zeros((), dtype=torch.long))
         # `measuring` is `measured < batches` in Python: reading the buffer would make the host wait for the device.
-        self.measuring = batches > 0
-        self.register_load_state_dict_post_hook(lambda module, _: module._resume())
-
-    def _resume(self) -> None:
-        self.measuring = int(self.measured) < self.batches
+        self.measuring = True
+        self.register_load_state_dict_post_hook(_resume)
 
     def forward(self) -> tuple[list[Tensor], list[Tensor]]:
         """Weight and bias of every tap's norm: two lists of (D_l,) tensors."""
         gain, offset = (p if self.spread is None else p[self.spread] for p in (self.gain, self.offset))
-        weight = gain * self.inverse_std
-        bias = torch.addcmul(offset, self.mean, weight, value=-1)
+        inverse_std, mean = self.inverse_std, self.mean
+        if self.training and self.measuring:  # the next batch writes to them, maybe before this one's backward
+            inverse_std, mean = inverse_std.clone(), mean.clone()
+        weight = gain * inverse_std
+        bias = torch.addcmul(offset, mean, weight, value=-1)
         return list(weight.split(self.widths)), list(bias.split(self.widths))
 
     @torch.no_grad()
     def measure(self, taps: Sequence[Tensor]) -> None:
         """Take one more batch of taps into the statistics, of all processes together where there are several.
 
-        This is the one place that goes through the taps one by one; it runs for the first batches only.
+        Means and variances are merged, never sums of squares: the channels that need standardising most have means far
+        larger than their spread. This is the one place that goes through the taps one by one; it runs for the first
+        batches only, in which all processes must take part.
+
+        Raises:
+            ValueError: a tap holds numbers that are not finite, which would stay in the statistics for good.
         """
-        sizes, means, squares = [], [], []
-        for tap in taps:
-            z = tap.to(self.mean.dtype).reshape(-1, tap.shape[-1])
-            if self.norm != "none":
-                z = (F.layer_norm if self.norm == "layer" else F.rms_norm)(z, z.shape[-1:], eps=self.eps)
-            sizes.append(float(z.shape[0]))
-            means.append(z.mean(0))
-            squares.append(z.square().mean(0))
-        spread = torch.tensor(self.widths, device=self.mean.device)
-        size = torch.tensor(sizes, dtype=self.mean.dtype, device=self.mean.device)
-        sums = torch.stack([torch.cat(means), torch.cat(squares)]) * size.repeat_interleave(spread)
+        moments = [torch.var_mean(self._rows(tap), 0, correction=0) for tap in taps]
+        variance, mean = (torch.cat(parts) for parts in zip(*moments, strict=True))
+        if not torch.isfinite(variance).all():
+            bad = next(i for i, (v, _) in enumerate(moments) if not torch.isfinite(v).all())
+            raise ValueError(f"tap {bad} holds NaN or infinite numbers; look at the backbone's input and its dtype")
+        widths = torch.tensor(self.widths, device=mean.device)
+        size = torch.tensor([tap.shape[0] * tap.shape[1] for tap in taps], device=mean.device)
         if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(sums)
+            share = size.repeat_interleave(widths).to(mean.dtype)
             dist.all_reduce(size)
-        before = self.tokens.repeat_interleave(spread)
-        total = (self.tokens + size).repeat_interleave(spread)
-        self.mean.copy_((before * self.mean + sums[0]) / total)
-        self.mean_square.copy_((before * self.mean_square + sums[1]) / total)
-        variance = (self.mean_square - self.mean.square()).clamp_min(0)
-        self.inverse_std.copy_(torch.rsqrt(variance + self.eps))
+            share /= size.repeat_interleave(widths)
+            joint = mean * share
+            dist.all_reduce(joint)
+            variance = (variance + (mean - joint).square()) * share
+            dist.all_reduce(variance)
+            mean = joint
         self.tokens += size
+        share = (size / self.tokens).repeat_interleave(widths)  # of this batch among all so far
+        step = mean - self.mean
+        variance = self.variance + share * (variance - self.variance + (1 - share) * step.square())
+        self.mean.add_(share * step)
+        self.variance.copy_(variance)
+        self.inverse_std.copy_(torch.rsqrt(variance + self.eps))
         self.measured += 1
-        self._resume()
+        _resume(self)
+
+    def _rows(self, tap: Tensor) -> Tensor:
+        """All of a tap's tokens, normalised, (rows, D), in float32 or wider."""
+        z = tap.to(torch.promote_types(tap.dtype, torch.float32)).reshape(-1, tap.shape[-1])
+        if self.norm == "none":
+            return z
+        return (F.layer_norm if self.norm == "layer" else F.rms_norm)(z, z.shape[-1:], eps=self.eps)
+
+
+def _resume(module: TapStandardization, _: object = None) -> None:
+    """Bring ``measuring`` up to date, after a batch or after loading."""
+    module.measuring = int(module.measured) < module.batches

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -21,7 +21,7 @@ def check_tensors(
         ndim: the numbers of dimensions that are fine.
         like: the op's first list, whose length and device the others must share.
     """
-    if isinstance(value, Tensor) or not isinstance(value, Sequence) or isinstance(value, str):
+    if not isinstance(value, (list, tuple, nn.ParameterList)):
         got = f"one tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{op}: {name} must be a list of tensors, one a tap, got {got}; wrap a single one as [{name}]")
     if not value:
@@ -46,7 +46,7 @@ def check_tensors(
             wanted = " or ".join(map(str, ndim))
             raise ValueError(f"{op}: {name}[{i}] has shape {tuple(tensor.shape)}, wanted {wanted} dimensions")
         if 0 in tensor.shape[-2:]:
-            raise ValueError(f"{op}: {name}[{i}] is empty, its shape is {tuple(tensor.shape)}; leave that tap out")
+            raise ValueError(f"{op}: {name}[{i}] is empty, its shape is {tuple(tensor.shape)}; no size may be 0")
 
 
 def check_device(op: str, name: str, i: int, tensor: Tensor, like: Tensor) -> None:

@@ -85,9 +85,10 @@ def _check(
 
 
 def _check_mask(taps: Sequence[Tensor], key_mask: Sequence[Tensor]) -> None:
-    if isinstance(key_mask, Tensor) or len(key_mask) != len(taps):
-        got = "one tensor" if isinstance(key_mask, Tensor) else f"{len(key_mask)} tensors"
-        raise ValueError(f"distill: key_mask must be a list of {len(taps)} tensors, one a tap, got {got}")
+    if not isinstance(key_mask, (list, tuple)):
+        raise TypeError(f"distill: key_mask must be a list of tensors, one a tap, got {type(key_mask).__name__}")
+    if len(key_mask) != len(taps):
+        raise ValueError(f"distill: key_mask has {len(key_mask)} tensors, wanted {len(taps)}, as many as taps")
     for i, (tap, mask) in enumerate(zip(taps, key_mask, strict=True)):
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             got = str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__

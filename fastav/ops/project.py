@@ -94,6 +94,7 @@ def _check(
     check_tensors("project", "weights", weights, ndim=(2,), like=tokens)
     check_norm("project", norm, eps)
     check_choice("project", "activation", activation, (None, "gelu", "relu"))
+    check_choice("project", "stack", stack, (False, True))
     for i, (t, w) in enumerate(zip(tokens, weights, strict=True)):
         check_shape("project", "weights", i, w, (t.shape[-1], w.shape[-1]), f"(D, E) with the width of tokens[{i}]")
     if biases is not None:

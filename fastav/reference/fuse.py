@@ -62,7 +62,7 @@ def fuse_backward(
         else:
             root = gate.shape[0] ** -0.5
             d_gate = (d_logits * y).sum((0, 1, 2)) * root
-            d_y = d_y + d_logits * gate * root
+            d_y = d_y + d_logits * gate.to(y.dtype) * root
         if "gate" in found:
             found["gate"].append(d_gate.to(gate.dtype))
     for i, (t, weight) in enumerate(zip(tokens, weights, strict=True)):
@@ -82,7 +82,7 @@ def _mapped(
     """``y_l = norm(tokens_l) weights_l + biases_l``, (L, B, K, W) in the arithmetic's dtype."""
     dtype = wide(tokens[0], weights[0])
     y = torch.stack([normalize(t.to(dtype), norm, eps) @ w.to(dtype) for t, w in zip(tokens, weights, strict=True)])
-    return y if biases is None else y + torch.stack(list(biases))[:, None, None, :]
+    return y if biases is None else y + torch.stack(list(biases)).to(dtype)[:, None, None, :]
 
 
 def _kind(y: Tensor, gate: Tensor, gate_kind: str | None) -> str:

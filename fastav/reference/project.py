@@ -35,7 +35,7 @@ def project(
         dtype = wide(t, w)
         y = normalize(t.to(dtype), norm, eps) @ w.to(dtype)
         if biases is not None:
-            y = y + biases[i]
+            y = y + biases[i].to(dtype)
         if activation is not None:
             y = F.gelu(y) if activation == "gelu" else F.relu(y)
         if residuals is not None:
@@ -67,7 +67,7 @@ def project_backward(
         if residuals is not None and "residuals" in found:
             found["residuals"].append(sum_to(g, residuals[i]))
         if activation is not None:
-            y = z @ w if biases is None else z @ w + biases[i]
+            y = z @ w if biases is None else z @ w + biases[i].to(dtype)
             g = g * (_gelu_slope(y) if activation == "gelu" else (y > 0))
         if biases is not None and "biases" in found:
             found["biases"].append(sum_to(g, biases[i]))

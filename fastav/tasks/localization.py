@@ -25,12 +25,23 @@ class LocalizationHead(nn.Module):
         self, num_classes: int, *, num_tokens: int, width: int, hidden: int = 128, dropout: float = 0.5
     ) -> None:
         super().__init__()
+        self.tokens = (num_tokens, width)
         self.seen = _ClassEvidence(num_tokens * width, hidden, num_classes, dropout)
         self.heard = _ClassEvidence(num_tokens * width, hidden, num_classes, dropout)
         self.background = nn.Parameter(torch.full((1,), -1.0))
 
     def forward(self, visual: Tensor, audio: Tensor) -> Tensor:
-        """From an adapter's tokens (B, T, K, W) to logits (B, T, C + 1), the background's last."""
+        """From an adapter's tokens (B, T, K, W) to logits (B, T, C + 1), the background's last.
+
+        Raises:
+            ValueError: tokens of another shape.
+        """
+        wanted = (*visual.shape[:2], *self.tokens)
+        if tuple(visual.shape) != wanted or tuple(audio.shape) != wanted:
+            raise ValueError(
+                f"LocalizationHead: visual is {tuple(visual.shape)} and audio {tuple(audio.shape)}, "
+                f"wanted (B, T, K, W) for both with (K, W) = {self.tokens}"
+            )
         both = F.logsigmoid(self.seen(visual)) + F.logsigmoid(self.heard(audio))
         return torch.cat([both, self.background.expand(*both.shape[:-1], 1)], -1)
 
@@ -65,7 +76,15 @@ def localization_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float 
         logits: (B, T, C + 1), from :class:`LocalizationHead`.
         labels: (B, T) int64, C for background.
         label_smoothing: as in torch's ``cross_entropy``.
+
+    Raises:
+        ValueError: shapes that do not match.
     """
+    if logits.ndim != 3 or labels.shape != logits.shape[:2]:
+        raise ValueError(
+            f"localization_loss: logits are {tuple(logits.shape)} and labels {tuple(labels.shape)}, "
+            f"wanted (B, T, C + 1) and (B, T)"
+        )
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=label_smoothing)
 
 

@@ -51,7 +51,7 @@ def test_files_hold_the_adapter_alone(vit, whisper, inputs, tmp_path):
     weights = load_file(tmp_path / "adapter_model.safetensors")
     assert set(weights) == set(adapter.state_dict())
     own = {name for name, p in adapter.named_parameters() if p.requires_grad}
-    buffers = ("mean", "mean_square", "inverse_std", "tokens", "measured")
+    buffers = ("mean", "variance", "inverse_std", "tokens", "measured")
     statistics = {f"distillation.standardization.{name}" for name in buffers}
     assert set(weights) == own | statistics
     values = json.loads((tmp_path / "adapter_config.json").read_text())

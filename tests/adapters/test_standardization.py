@@ -1,3 +1,4 @@
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -74,3 +75,38 @@ def test_processes_measure_together(tmp_path):
     for state in ranks:
         torch.testing.assert_close(state["mean"][6:], z.mean(0), rtol=1e-5, atol=1e-6)
     assert torch.equal(ranks[0]["inverse_std"], ranks[1]["inverse_std"])
+
+
+@pytest.mark.parametrize("norm", ["layer", "none"])
+def test_a_huge_channel_with_a_small_spread(norm):
+    """The case it is made for: a channel far from zero that hardly moves. Sums of squares would lose it in float32."""
+    generator = torch.Generator().manual_seed(0)
+    module = TapStandardization((64,), (0,), norm, 1e-6, batches=4)
+    batches = [torch.randn(8, 50, 64, generator=generator) * 0.01 + 500 * (torch.arange(64) == 3) for _ in range(4)]
+    for batch in batches:
+        module.measure([batch])
+    rows = torch.cat(batches).flatten(0, 1).double()
+    z = F.layer_norm(rows, (64,), eps=1e-6) if norm == "layer" else rows
+    wanted = torch.rsqrt(z.var(0, unbiased=False) + 1e-6)
+    # The values themselves are rounded to float32: 500 to 3e-5, a three-hundredth of the spread.
+    torch.testing.assert_close(module.inverse_std.double(), wanted, rtol=1e-2, atol=0)
+
+
+def test_two_forwards_before_one_backward():
+    module = TapStandardization((6, 4), (0, 1), "layer", 1e-6, batches=3)
+    weights = []
+    for batch in taps(2):
+        module.measure(batch)
+        weights.append(module()[0][0])
+    (weights[0] * weights[1]).sum().backward()
+    torch.testing.assert_close(module.gain.grad[:6], 2 * (weights[0] * weights[1]).detach())
+
+
+def test_batches_that_are_not_finite_are_refused():
+    module = TapStandardization((6, 4), (0, 1), "layer", 1e-6, batches=3)
+    (batch,) = taps(1)
+    batch[1][0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="tap 1 holds NaN or infinite numbers"):
+        module.measure(batch)
+    assert module.measured == 0
+    assert torch.isfinite(module.mean).all()

@@ -10,6 +10,7 @@ import soundfile
 import torch
 import torchaudio
 from PIL import Image, ImageDraw, ImageFilter
+from tqdm import tqdm
 
 from examples.stamps.material.base import (
     BACKGROUND_SPLITS,
@@ -53,7 +54,7 @@ def read_stamps(package: Path) -> tuple[Thing, ...]:
             tuple(_read_cutout(root / f"{name}.png") for name in entry.pictures.split()),
             tuple(_read_sound(root / f"{name}.ogg") for name in entry.sounds.split()),
         )
-        for entry in ENTRIES
+        for entry in tqdm(ENTRIES, "reading stamps", delay=1.0, leave=False)
     )
 
 
@@ -64,7 +65,7 @@ def read_backgrounds(package: Path) -> dict[str, tuple[Picture, ...]]:
         ValueError: a resource file is missing or malformed.
     """
     photos: list[Picture] = []
-    for resource, folder in BACKGROUNDS.items():
+    for resource, folder in tqdm(BACKGROUNDS.items(), "reading backgrounds", delay=1.0, leave=False):
         files = read_qresource(package / RESOURCES / f"{resource}.rcc")
         for name in sorted(files):
             if not name.startswith(ACTIVITIES + folder) or not name.endswith(".webp"):
