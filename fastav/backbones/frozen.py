@@ -47,6 +47,7 @@ class FrozenBackbone(nn.Module):
             where they are patches of a picture or a spectrogram, None where the blocks are of no known family.
 
     Raises:
+        TypeError: the backbone is not a module.
         ValueError: no such blocks, an input that cannot be guessed, or a block whose output cannot be read as tokens.
     """
 
@@ -59,6 +60,11 @@ class FrozenBackbone(nn.Module):
         in_state_dict: bool = False,
     ) -> None:
         super().__init__()
+        if not isinstance(module, nn.Module):
+            raise TypeError(
+                f"the backbone must be a torch module, got {type(module).__name__}; build it first, by "
+                f"timm.create_model(...) or transformers.AutoModel.from_pretrained(...)"
+            )
         encoder = whisper_encoder(module)
         self.module = module if encoder is None else encoder
         self.in_state_dict = in_state_dict

@@ -1,13 +1,12 @@
-"""What all five ops promise beyond their numbers: dispatcher, compilation, autocast, checkpoints, memory."""
+"""What all five ops promise beyond their numbers: signatures, dispatcher, autocast, checkpoints, bits."""
 
 import inspect
 import itertools
 import math
-import shutil
 
 import pytest
 import torch
-from forms import FORMS, OPS, PLAIN, distill_arguments, inject_arguments
+from forms import FORMS, OPS, PLAIN
 from support import (
     Draw,
     argument_of,
@@ -189,56 +188,6 @@ def test_only_the_gradients_asked_for_are_computed(ops, form):
         assert not foreign & set(sizes), f"asked for {name}, got gradients of shapes {sizes}"
 
 
-# ---- torch.compile -------------------------------------------------------------------------------------------------
-
-
-def parity(function, arguments, wanted, **options):
-    torch._dynamo.reset()
-    compiled = torch.compile(function, fullgraph=True, **options)
-    upstream = upstream_for(flat(function(**arguments)), "contiguous", seed=2)
-    eager_out, compiled_out = flat(function(**arguments)), flat(call(compiled, arguments, wanted)[0])
-    for actual, expected in zip(compiled_out, eager_out, strict=True):
-        # The very same kernels run on the same float64 numbers; only what torch itself compiles around them may round.
-        assert (actual - expected).abs().max() <= 1e-14 * max(1.0, expected.abs().max())
-    expected = gradients(function, arguments, wanted, upstream)
-    for label, actual in gradients(compiled, arguments, wanted, upstream).items():
-        assert (actual - expected[label]).abs().max() <= 1e-13 * max(1.0, expected[label].abs().max()), label
-    return compiled
-
-
-@every_form
-def test_compiled_is_eager(ops, form):
-    op, given = FORMS[form]
-    parity(getattr(ops, op), given, float_names(given), backend="aot_eager")
-
-
-@pytest.mark.parametrize("dynamic", [None, True])
-def test_compiled_with_frozen_taps_and_other_sizes(ops, dynamic):
-    # dynamic=True makes inputs of the float settings too: checks that cannot be traced with those break the graph.
-    given = distill_arguments(affine=True, scale=0.3)
-    learned = {"queries", "weight", "bias"}
-    compiled = parity(ops.distill, given, learned, backend="aot_eager", dynamic=dynamic)
-    for times in (2, 3):
-        longer = {**given, "taps": [tap.repeat(1, times, 1)[:, 1:] for tap in given["taps"]]}
-        upstream = upstream_for(ops.distill(**longer), "contiguous", seed=4)
-        expected = gradients(ops.distill, longer, learned, upstream)
-        actual = gradients(compiled, longer, learned, upstream)
-        assert all(torch.equal(actual[label], gradient) for label, gradient in expected.items())
-
-
-@pytest.mark.skipif(
-    shutil.which("g++") is None, reason="inductor compiles for the CPU with a C++ compiler; there is no g++"
-)
-def test_inductor_with_work_around_the_op(ops):
-    # Inductor re-strides what it fuses: elementwise work on both sides, and a transposed use of the output.
-    def layer(taps, queries):
-        first, second = ops.distill([tap * 2 + 1 for tap in taps], [query.tanh() for query in queries])
-        return [first.mT * 3, torch.cat([second, second.relu()], 1)]
-
-    given = {name: value for name, value in distill_arguments().items() if name in ("taps", "queries")}
-    parity(layer, given, {"taps", "queries"})
-
-
 # ---- autocast, checkpoints, bits -----------------------------------------------------------------------------------
 
 
@@ -353,92 +302,3 @@ def test_inputs_are_left_alone(room, form):
         assert torch.equal(tensor, before[label]), label
     storages = {t.untyped_storage().data_ptr() for t in asked.values()}
     assert not storages & {o.untyped_storage().data_ptr() for o in flat(outputs)}
-
-
-# ---- memory --------------------------------------------------------------------------------------------------------
-
-
-def saved_for_backward(function, arguments, wanted):
-    """Elements of every storage that the graph keeps, by its address, and the outputs."""
-    kept = {}
-
-    def pack(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // tensor.element_size()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        outputs, _ = call(function, arguments, wanted)
-    return kept, flat(outputs)
-
-
-def storages(items):
-    return {t.untyped_storage().data_ptr() for t in items}
-
-
-@pytest.mark.parametrize("layout", ["contiguous", "sliced", "swapped", "transposed", "expanded"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_distill_keeps_the_taps_themselves_and_nothing_of_their_size(ops, layout, dtype):
-    given = cast(distill_arguments(affine=True, mask=True), dtype)
-    if layout != "contiguous":
-        given["taps"] = [laid_out(tap, layout) for tap in given["taps"]]
-    kept, outputs = saved_for_backward(ops.distill, given, {"queries", "weight", "bias"})
-    beside = sum(size for address, size in kept.items() if address not in storages(given["taps"]))
-    # What the design allows beside the taps: the other inputs, the outputs, and two numbers a row, as the log-sum-exp.
-    small = sum(t.numel() for label, t in tensors(given).items() if argument_of(label) != "taps")
-    small += sum(o.numel() + 2 * o.shape[0] * o.shape[1] for o in outputs)
-    assert small < sum(tap.numel() for tap in given["taps"])  # so that one tap's copy would be seen
-    assert beside <= small
-    assert storages(given["taps"]) <= kept.keys()
-
-
-@pytest.mark.parametrize("layout", ["contiguous", "sliced", "swapped", "transposed", "expanded"])
-def test_inject_keeps_the_features_themselves_and_nothing_of_their_size(ops, layout):
-    given = inject_arguments()
-    if layout != "contiguous":
-        given["features"] = [laid_out(feature, layout) for feature in given["features"]]
-    kept, outputs = saved_for_backward(ops.inject, given, {"keys", "values"})
-    smallest = min(feature.numel() for feature in given["features"])
-    beside = {address: size for address, size in kept.items() if address not in storages(given["features"])}
-    assert max(beside.values()) < smallest
-    assert not storages(outputs) & kept.keys()
-    assert storages(given["features"]) <= kept.keys()
-
-
-@every_form
-def test_the_graph_hides_no_tensors(ops, form):
-    # Kept outside save_for_backward, a tensor escapes offload hooks and the check that nobody has changed it.
-    op, given = FORMS[form]
-    outputs, _ = call(getattr(ops, op), given, float_names(given))
-    seen, todo = set(), [o.grad_fn for o in flat(outputs)]
-    python_nodes = 0
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        todo += [following for following, _ in node.next_functions]
-        if hasattr(node, "__dict__"):
-            python_nodes += 1
-            hidden = list(vars(node).values())
-            while hidden:
-                value = hidden.pop()
-                assert not isinstance(value, torch.Tensor), f"{node} holds a tensor as an attribute"
-                if isinstance(value, dict):
-                    hidden += value.values()
-                elif isinstance(value, (list, tuple, set)):
-                    hidden += value
-    assert python_nodes
-
-
-@every_form
-def test_changing_an_input_before_the_backward_pass_is_noticed(ops, form):
-    op, given = FORMS[form]
-    given = remake(given, lambda _, t: t.clone())
-    first = next(iter(float_names(given) & {"taps", "features", "tokens"}))
-    learned = float_names(given) - {first} or {first}
-    outputs, _ = call(getattr(ops, op), given, learned)
-    loss = sum(o.square().sum() for o in flat(outputs))
-    with torch.no_grad():
-        flat(given[first])[0].add_(1)
-    with pytest.raises(RuntimeError, match=r"modified (by an )?inplace"):
-        loss.backward()
