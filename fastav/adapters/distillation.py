@@ -35,7 +35,7 @@ class LayerCentricDistillation(nn.Module):
 
     def __init__(self, widths: Sequence[int], groups: Sequence[int], config: MettleConfig) -> None:
         super().__init__()
-        self.config, self.groups = config, tuple(groups)
+        self.config, self.widths, self.groups = config, tuple(widths), tuple(groups)
         sizes = group_widths(groups, widths)
         k, r = config.num_tokens, config.rank
         # Queries of unit scale: with tau they give scores of unit variance on standardised taps.
@@ -65,32 +65,41 @@ class LayerCentricDistillation(nn.Module):
                 self.standardization.measure(taps)
             weight, bias = self.standardization()
 
-        meta = self._of_taps(self.meta_tokens)
-        queries = [[m] for m in meta] if preserve else [[] for _ in meta]
-        outward: list[list[Tensor]] = [[] for _ in meta]
+        # Every use of the meta-tokens cuts them anew, so that their gradients meet in one sum and not in one a tap.
+        flat = torch.cat([m.flatten() for m in self._of_taps(self.meta_tokens)])
+        queries = [[m] for m in self._cut_meta(flat)] if preserve else [[] for _ in self.groups]
+        outward: list[list[Tensor]] = [[] for _ in self.groups]
         if adapt:
-            for rows, q in zip(queries, self._adaptation_queries(meta), strict=True):
+            for rows, q in zip(queries, self._adaptation_queries(self._cut_meta(flat)), strict=True):
                 rows.append(q)
             for rows, w in zip(outward, self._of_taps(self.to_output), strict=True):
                 rows.append(w)
         if config.residual:
-            for rows, m in zip(outward, meta, strict=True):
+            for rows, m in zip(outward, self._cut_meta(flat), strict=True):
                 rows.append(m)
-        below = _below_each_other(queries + outward) if any(outward) else _below_each_other(queries)
-        pooled = ops.distill(
-            taps, below[: len(meta)], norm=config.norm, eps=config.eps, weight=weight, bias=bias
-        )  # (B, R, D_l), R = K for preservation + H K for adaptation
+        below = _below_each_other([rows for rows in queries + outward if rows])
+        rows_of_taps, outward_rows = below[: len(taps)], below[len(taps) :]
+        # (B, R, D_l), R = K for preservation + H K for adaptation
+        pooled = ops.distill(taps, rows_of_taps, norm=config.norm, eps=config.eps, weight=weight, bias=bias)
 
-        preserved = [rows[:, :k] for rows in pooled] if preserve else None
+        preserved, adapted = pooled, pooled
+        if adapt and preserve:
+            cut = _CutRows.apply(k, *pooled)
+            preserved, adapted = cut[: len(taps)], cut[len(taps) :]
         inner: list[Tensor] = []
         if adapt:
-            inner.extend(self._adapted([rows[:, -config.heads * k :] for rows in pooled]))
+            inner.extend(self._adapted(adapted))
         if config.residual:
             # The identity lays the meta-tokens, the last rows of `outward`, under every sample.
-            inner.append(self.identity.expand(len(meta), len(pooled[0]), k, k))
-        if preserved is not None and not inner:
-            return preserved
-        return ops.project(torch.cat(inner, -1).unbind(0), below[len(meta) :], residuals=preserved)
+            inner.append(self.identity.expand(len(taps), len(pooled[0]), k, k))
+        if not inner:
+            return list(preserved)
+        residuals = preserved if preserve else None
+        return ops.project(torch.cat(inner, -1).unbind(0), outward_rows, residuals=residuals)
+
+    def _cut_meta(self, flat: Tensor) -> list[Tensor]:
+        k = self.config.num_tokens
+        return [rows.view(k, -1) for rows in flat.split([k * width for width in self.widths])]
 
     def _adaptation_queries(self, meta: list[Tensor]) -> list[Tensor]:
         """``q_h = m W^q_h W^k_h^T`` of all heads: (H K, D_l) for each tap.
@@ -101,7 +110,7 @@ class LayerCentricDistillation(nn.Module):
         by_head = (low[:, None] * self.owns).flatten(1, 2)  # (L, H K, r)
         return ops.project(by_head.unbind(0), self._of_taps(self.to_key))
 
-    def _adapted(self, pooled: list[Tensor]) -> Sequence[Tensor]:
+    def _adapted(self, pooled: Sequence[Tensor]) -> Sequence[Tensor]:
         """``act((rows of head h) W^v_h)`` for each head: L x (B, H K, D_l) -> H views (L, B, K, d)."""
         heads, k = self.config.heads, self.config.num_tokens
         values = ops.project(pooled, self._of_taps(self.to_value), activation=self.config.activation, stack=True)
@@ -126,3 +135,22 @@ def _below_each_other(groups: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     sizes = [sum(matrix.numel() for matrix in group) for group in groups]
     flat = torch.cat(pieces).split(sizes)
     return [rows.view(-1, group[0].shape[-1]) for rows, group in zip(flat, groups, strict=True)]
+
+
+class _CutRows(torch.autograd.Function):
+    """Cut every tap's rows after the k-th: two tuples of views.
+
+    Autograd's own slices would cost three launches a tap backward; this lays all gradients side by side in one copy.
+    """
+
+    @staticmethod
+    def forward(ctx, k, *pooled):
+        ctx.shapes = [rows.shape[1:] for rows in pooled]
+        return *(rows[:, :k] for rows in pooled), *(rows[:, k:] for rows in pooled)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        count = len(ctx.shapes)
+        side_by_side = [grads[i + half].flatten(1) for i in range(count) for half in (0, count)]
+        columns = torch.cat(side_by_side, 1).split([rows * width for rows, width in ctx.shapes], 1)
+        return None, *(column.unflatten(1, shape) for column, shape in zip(columns, ctx.shapes, strict=True))
