@@ -199,7 +199,7 @@ class Adapter(nn.Module):
         visual: nn.Module | FrozenBackbone,
         audio: nn.Module | FrozenBackbone,
     ) -> AdapterT:
-        """Read an adapter that :meth:`save_pretrained` wrote, onto backbones of the same kind; in eval mode.
+        """Read what :meth:`save_pretrained` wrote, onto backbones of the same kind; in float32 and in eval mode.
 
         Args:
             directory: where ``adapter_config.json`` and ``adapter_model.safetensors`` are.
