@@ -101,7 +101,8 @@ def _sheet(test: Split, predicted: Tensor, names: Sequence[str], count: int = 8)
             axes.text(-0.05, y, title, ha="right", va="center", fontsize=8)
             for second, text in enumerate(labels):
                 colour = PLAIN if title != "predicted" else (RIGHT if hits[second] else WRONG)
-                axes.text(second + 0.5, y, text, ha="center", va="center", fontsize=7, color=colour)
+                size = 7 if len(text) < 15 else 5  # two long names in one second
+                axes.text(second + 0.5, y, text, ha="center", va="center", fontsize=size, color=colour)
         axes.set(xlim=(-0.7, SEGMENTS), ylim=(-0.1, 2.0))
         axes.axis("off")
     figure.suptitle(
