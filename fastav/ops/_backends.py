@@ -1,13 +1,14 @@
 """Which implementation serves an op: chosen by device, by :func:`set_backend` or by ``FASTAV_BACKEND``."""
 
+import functools
+import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
-
-from fastav import reference
 
 VARIABLE = "FASTAV_BACKEND"
 
@@ -27,33 +28,79 @@ class BackendStatus:
     reason: str = ""
 
 
-@dataclass(frozen=True)
 class _Backend:
-    status: BackendStatus
-    #: Holds a function ``<op>`` and a function ``<op>_backward`` for each op; None where the backend is not usable.
-    functions: ModuleType | None = None
+    """One implementation of all ops: a module that holds ``<op>_forward`` and ``<op>_backward`` for each.
 
-    def serves(self, device: torch.device) -> bool:
-        return self.status.usable and (not self.status.devices or device.type in self.status.devices)
+    The module is imported when it serves its first call; one that cannot serve everything holds a function ``refusal``,
+    which says of a call, in words, why not.
+    """
+
+    module: str
+    devices: tuple[str, ...] = ()
+
+    def obstacle(self) -> str:
+        """Why it is not usable on this machine and what to do, or nothing."""
+        return ""
+
+    def status(self) -> BackendStatus:
+        reason = self.obstacle()
+        return BackendStatus(not reason, self.devices, reason)
+
+    def refusal(self, function: str, device: torch.device, tensors: dict[str, Any]) -> str:
+        """Why it does not serve this call, or nothing."""
+        if self.devices and device.type not in self.devices:
+            return f"it serves devices of type {self.devices}, the tensors are on {device}"
+        refusal = self.obstacle()
+        if not refusal and hasattr(self.functions, "refusal"):
+            refusal = self.functions.refusal(function, tensors)
+        return refusal
+
+    @functools.cached_property
+    def functions(self) -> ModuleType:
+        return importlib.import_module(self.module)
+
+
+class _Reference(_Backend):
+    module = "fastav.ops._reference"
+
+
+class _Native(_Backend):
+    module = "fastav.ops._native"
+    devices = ("cpu",)
+
+    def obstacle(self) -> str:
+        return "this version has no native CPU kernels yet; use 'auto' or 'reference'"
+
+
+class _Triton(_Backend):
+    module = "fastav.kernels"
+
+    @functools.cached_property
+    def devices(self) -> tuple[str, ...]:  # type: ignore[override]
+        interpreted = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+        return ("cuda", "cpu") if interpreted else ("cuda",)
+
+    @functools.cache  # noqa: B019 - there is one of it, for good
+    def obstacle(self) -> str:
+        if importlib.util.find_spec("triton") is None:
+            return "Triton is not installed; it comes with PyTorch for Linux, elsewhere use 'auto' or 'reference'"
+        if "cpu" not in self.devices and not torch.cuda.is_available():
+            return (
+                "there is no CUDA or ROCm device; use 'auto' or 'reference', or, for tests, set TRITON_INTERPRET=1 before "
+                "Python starts to run the kernels on CPU tensors in Triton's interpreter"
+            )
+        return ""
 
 
 #: In the order in which ``"auto"`` tries them.
-_BACKENDS = {
-    "triton": _Backend(
-        BackendStatus(False, ("cuda",), "this version has no Triton kernels yet; use 'auto' or 'reference'")
-    ),
-    "native": _Backend(
-        BackendStatus(False, ("cpu",), "this version has no native CPU kernels yet; use 'auto' or 'reference'")
-    ),
-    "reference": _Backend(BackendStatus(True), reference),
-}
+_BACKENDS: dict[str, _Backend] = {"triton": _Triton(), "native": _Native(), "reference": _Reference()}
 
 _chosen: str | None = None
 
 
 def backends() -> dict[str, BackendStatus]:
     """Every backend by name, usable or not, with the reason why not."""
-    return {name: backend.status for name, backend in _BACKENDS.items()}
+    return {name: backend.status() for name, backend in _BACKENDS.items()}
 
 
 def set_backend(name: str) -> None:
@@ -71,18 +118,22 @@ def set_backend(name: str) -> None:
     _chosen = name
 
 
-def implementation(function: str, device: torch.device) -> Callable:
-    """The ``function`` (``"distill"``, ``"distill_backward"``, ...) that serves tensors on ``device``."""
+def implementation(function: str, device: torch.device, tensors: dict[str, Any]) -> Callable:
+    """The ``function`` (``"distill_forward"``, ``"distill_backward"``, ...) that serves these lists on ``device``.
+
+    Raises:
+        RuntimeError: the backend that was chosen does not serve them; the message says why.
+    """
     name = _chosen
     if name is None:
         name = os.environ.get(VARIABLE, "auto")
         _check_usable(name, f"the environment variable {VARIABLE}")
     if name == "auto":
-        name = next(name for name, backend in _BACKENDS.items() if backend.serves(device))
-    if not _BACKENDS[name].serves(device):
+        name = next(name for name, backend in _BACKENDS.items() if not backend.refusal(function, device, tensors))
+    elif refusal := _BACKENDS[name].refusal(function, device, tensors):
         raise RuntimeError(
-            f"{function}: the chosen backend {name!r} serves devices of type {_BACKENDS[name].status.devices}, "
-            f"the tensors are on {device}; move them or call fastav.set_backend('auto')"
+            f"{function}: the chosen backend {name!r} does not serve this call: {refusal}; change the call or "
+            f"choose fastav.set_backend('auto')"
         )
     return getattr(_BACKENDS[name].functions, function)
 
@@ -92,6 +143,5 @@ def _check_usable(name: str, who: str) -> None:
         return
     if name not in _BACKENDS:
         raise ValueError(f"{who}: there is no backend {name!r}; choose one of {['auto', *_BACKENDS]}")
-    status = _BACKENDS[name].status
-    if not status.usable:
-        raise RuntimeError(f"{who}: the backend {name!r} is not usable here: {status.reason}")
+    if obstacle := _BACKENDS[name].obstacle():
+        raise RuntimeError(f"{who}: the backend {name!r} is not usable here: {obstacle}")

@@ -37,23 +37,25 @@ class ListOp:
         lists: its tensor arguments in order, each a list or None; ``"gate"`` travels as a list of one.
         settings: its other arguments, by name.
         fake: from the lists and settings to empty outputs, as ``register_fake`` wants it.
+        fake_kept: likewise to what the backward pass wants beside inputs and outputs; None for an op that wants neither.
     """
 
     name: str
     lists: tuple[str, ...]
     settings: tuple[str, ...]
     fake: Callable[..., list[Tensor]]
+    fake_kept: Callable[..., list[Tensor]] | None = None
 
     def __post_init__(self) -> None:
         inputs = ", ".join(f"Tensor[]? {name}" for name in self.lists)
         settings = "".join(f", {_SETTINGS[name]} {name}" for name in self.settings)
         backward = f"{self.name}_backward"
-        _library.define(f"{self.name}({inputs}{settings}) -> Tensor[]")
-        _library.define(f"{backward}(Tensor[] grads, {inputs}{settings}, str[] wanted) -> Tensor[]")
+        _library.define(f"{self.name}({inputs}{settings}) -> (Tensor[], Tensor[])")
+        _library.define(f"{backward}(Tensor[] grads, Tensor[] kept, {inputs}{settings}, str[] wanted) -> Tensor[]")
         # One implementation for all devices: the choice of a backend is made inside, at each call.
         _library.impl(self.name, self._forward, "CompositeExplicitAutograd")
         _library.impl(backward, self._backward, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"fastav::{self.name}", self.fake, lib=_library)
+        torch.library.register_fake(f"fastav::{self.name}", self._fake_forward, lib=_library)
         torch.library.register_fake(f"fastav::{backward}", self._fake_backward, lib=_library)
 
     def __call__(self, *arguments: Any) -> tuple[Tensor, ...]:
@@ -63,20 +65,22 @@ class ListOp:
         flat = [tensor for tensors in lists if tensors is not None for tensor in tensors]
         return _Call.apply(self.name, self.lists, lengths, settings, *flat)
 
-    def _forward(self, *arguments: Any) -> list[Tensor]:
+    def _forward(self, *arguments: Any) -> tuple[list[Tensor], list[Tensor]]:
         tensors, settings = self._bind(arguments)
-        first = tensors.pop(self.lists[0])
-        out = implementation(self.name, first[0].device)(first, **tensors, **settings)
-        return [out] if isinstance(out, Tensor) else out
+        function = implementation(f"{self.name}_forward", arguments[0][0].device, tensors)
+        return function(*tensors.values(), **settings)
 
-    def _backward(self, grads: Sequence[Tensor], *arguments: Any) -> list[Tensor]:
+    def _backward(self, grads: Sequence[Tensor], kept: Sequence[Tensor], *arguments: Any) -> list[Tensor]:
         *inputs, wanted = arguments
         tensors, settings = self._bind(inputs)
-        function = implementation(f"{self.name}_backward", inputs[0][0].device)
-        found = function(grads, *tensors.values(), **settings, wanted=wanted)
+        function = implementation(f"{self.name}_backward", inputs[0][0].device, tensors)
+        found = function(grads, kept, *tensors.values(), **settings, wanted=wanted)
         return [grad for name in wanted for grad in found[name]]
 
-    def _fake_backward(self, grads: Sequence[Tensor], *arguments: Any) -> list[Tensor]:
+    def _fake_forward(self, *arguments: Any) -> tuple[list[Tensor], list[Tensor]]:
+        return self.fake(*arguments), [] if self.fake_kept is None else self.fake_kept(*arguments)
+
+    def _fake_backward(self, grads: Sequence[Tensor], kept: Sequence[Tensor], *arguments: Any) -> list[Tensor]:
         *inputs, wanted = arguments
         lists = dict(zip(self.lists, inputs, strict=False))
         return [tensor.new_empty(tensor.shape) for name in wanted for tensor in lists[name]]
@@ -89,22 +93,24 @@ class ListOp:
 
 
 class _Call(torch.autograd.Function):
-    """A :class:`ListOp` with its gradient; saves the op's own inputs and nothing else."""
+    """A :class:`ListOp` with its gradient; saves the op's own inputs, and outputs only where it keeps more than those."""
 
     @staticmethod
     def forward(ctx, name, names, lengths, settings, *flat):
         ctx.call = name, names, lengths, settings
-        ctx.save_for_backward(*flat)
-        return tuple(getattr(torch.ops.fastav, name)(*_lists(flat, lengths), *settings))
+        outputs, kept = getattr(torch.ops.fastav, name)(*_lists(flat, lengths), *settings)
+        ctx.save_for_backward(*flat, *(outputs + kept if kept else ()))
+        return tuple(outputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads):
         name, names, lengths, settings = ctx.call
-        flat, needs = ctx.saved_tensors, ctx.needs_input_grad[4:]
+        needs, saved = ctx.needs_input_grad[4:], ctx.saved_tensors
+        flat, kept = saved[: len(needs)], saved[len(needs) :]
         wanted = [n for n, asked in zip(names, _lists(needs, lengths), strict=True) if asked and any(asked)]
         backward = getattr(torch.ops.fastav, f"{name}_backward")
-        found = iter(backward(list(grads), *_lists(flat, lengths), *settings, wanted))
+        found = iter(backward(list(grads), list(kept), *_lists(flat, lengths), *settings, wanted))
         gradients = []
         for n, asked in zip(names, _lists(needs, lengths), strict=True):
             for need in asked or ():

@@ -101,4 +101,11 @@ def _fake(taps, queries, weight, bias, key_mask, scale, norm, eps):
     return [q.new_empty((len(x), q.shape[-2], x.shape[-1])) for x, q in zip(taps, queries, strict=True)]
 
 
-_distill = ListOp("distill", ("taps", "queries", "weight", "bias", "key_mask"), ("scale", "norm", "eps"), _fake)
+def _fake_kept(taps, queries, *_):
+    wide = torch.float64 if torch.float64 in (taps[0].dtype, queries[0].dtype) else torch.float32
+    return [q.new_empty((len(x), q.shape[-2]), dtype=wide) for x, q in zip(taps, queries, strict=True)]
+
+
+_distill = ListOp(
+    "distill", ("taps", "queries", "weight", "bias", "key_mask"), ("scale", "norm", "eps"), _fake, _fake_kept
+)

@@ -6,6 +6,7 @@ one learned logit a layer, or per token a softmax over layers of ``y_l . gate / 
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from fastav.ops._checks import check_choice, check_norm, check_shape, check_tensors
@@ -96,4 +97,11 @@ def _fake(tokens, weights, biases, gate, norm, eps, gate_kind):
     return [tokens[0].new_empty((*tokens[0].shape[:-1], weights[0].shape[-1]))]
 
 
-_fuse = ListOp("fuse", ("tokens", "weights", "biases", "gate"), ("norm", "eps", "gate_kind"), _fake)
+def _fake_kept(tokens, weights, biases, gate, norm, eps, gate_kind):
+    if gate_kind != "token":
+        return []
+    wide = torch.float64 if torch.float64 in (tokens[0].dtype, weights[0].dtype) else torch.float32
+    return [tokens[0].new_empty(tokens[0].shape[:-1], dtype=wide)]
+
+
+_fuse = ListOp("fuse", ("tokens", "weights", "biases", "gate"), ("norm", "eps", "gate_kind"), _fake, _fake_kept)

@@ -29,19 +29,42 @@ def distill(
     key_mask: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
     """``softmax_n(scale q x_hat^T) x_hat`` for each tap, see :func:`fastav.ops.distill`."""
-    outputs = []
+    return distill_forward(taps, queries, weight, bias, key_mask, scale=scale, norm=norm, eps=eps)[0]
+
+
+@outside_autocast
+def distill_forward(
+    taps: Sequence[Tensor],
+    queries: Sequence[Tensor],
+    weight: Sequence[Tensor] | None,
+    bias: Sequence[Tensor] | None,
+    key_mask: Sequence[Tensor] | None,
+    *,
+    scale: float | None,
+    norm: str,
+    eps: float,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The outputs of :func:`distill` and the log-sum-exp (B, R) of each tap's scores, -inf in a row without any key.
+
+    Of the scores without what ``bias`` adds, which is the same for all keys and which the softmax does not see.
+    """
+    outputs, sums = [], []
     for i, (tap, query) in enumerate(zip(taps, queries, strict=True)):
         mask = None if key_mask is None else key_mask[i]
         w, b = (None if affine is None else affine[i] for affine in (weight, bias))
         x_hat = normalize(_attended(tap, mask).to(wide(tap, query)), norm, eps, w, b)  # (B, N, D)
-        p = _attention(query.to(x_hat.dtype), x_hat, mask, scale)  # (B, R, N)
-        outputs.append((p @ x_hat).to(query.dtype))
-    return outputs
+        q = query.to(x_hat.dtype)
+        scores = _scores(q, x_hat, mask, scale)  # (B, R, N)
+        outputs.append((_attention(scores, mask) @ x_hat).to(query.dtype))
+        constant = 0.0 if b is None else _scale(scale, tap) * (q @ b.to(q.dtype))
+        sums.append(torch.logsumexp(scores, -1) - constant)
+    return outputs, sums
 
 
 @outside_autocast
 def distill_backward(
     grads: Sequence[Tensor],
+    kept: Sequence[Tensor],
     taps: Sequence[Tensor],
     queries: Sequence[Tensor],
     weight: Sequence[Tensor] | None,
@@ -53,7 +76,7 @@ def distill_backward(
     eps: float,
     wanted: Collection[str],
 ) -> Gradients:
-    """Gradients of :func:`distill` with respect to the lists ``wanted``, by name.
+    """Gradients of :func:`distill` with respect to the lists ``wanted``, by name; ``kept`` is not needed here.
 
     The affine part ``x_hat = z w + b`` stays folded: ``b`` adds the same to every key of a row, so the softmax does not
     see it, and since the rows of ``ds``, the scores' gradient, sum to zero, ``dq = (ds z) w`` and
@@ -66,7 +89,7 @@ def distill_backward(
         w = tap.new_ones((), dtype=dtype) if weight is None else weight[i].to(dtype)
         x, q, g = _attended(tap, mask).to(dtype), query.to(dtype), grad.to(dtype)
         z = normalize(x, norm, eps)
-        p = _attention(q * w, z, mask, scale)
+        p = _attention(_scores(q * w, z, mask, scale), mask)
         ds = softmax_backward((g * w) @ z.mT, p, -1) * _scale(scale, tap)
         ds_z = ds @ z
         if "queries" in found:
@@ -90,11 +113,14 @@ def _scale(scale: float | None, tap: Tensor) -> float:
     return tap.shape[-1] ** -0.5 if scale is None else scale
 
 
-def _attention(q: Tensor, x: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
-    """Softmax over the keys of ``scale q x^T``, (B, R, N); all zeros in a row that has no key."""
+def _scores(q: Tensor, x: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+    """``scale q x^T``, (B, R, N); -inf for masked keys."""
     # Tokens as the matrix's rows: with shared queries this is one product over the whole batch.
     scores = _scale(scale, x) * (x @ q.mT).mT
-    if mask is None:
-        return torch.softmax(scores, -1)
-    masked = ~mask[:, None, :]
-    return torch.softmax(scores.masked_fill(masked, -torch.inf), -1).masked_fill(masked, 0.0)
+    return scores if mask is None else scores.masked_fill(~mask[:, None, :], -torch.inf)
+
+
+def _attention(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax over the keys; all zeros in a row that has no key."""
+    p = torch.softmax(scores, -1)
+    return p if mask is None else p.masked_fill(~mask[:, None, :], 0.0)

@@ -29,13 +29,32 @@ def fuse(
     gate_kind: str | None = None,
 ) -> Tensor:
     """``sum_l alpha_l (norm(tokens_l) weights_l + biases_l)``, see :func:`fastav.ops.fuse`."""
+    return fuse_forward(tokens, weights, biases, gate, norm=norm, eps=eps, gate_kind=gate_kind)[0][0]
+
+
+@outside_autocast
+def fuse_forward(
+    tokens: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor] | None,
+    gate: Tensor | None,
+    *,
+    norm: str,
+    eps: float,
+    gate_kind: str | None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The output of :func:`fuse` and, for a gate on tokens, the log-sum-exp (B, K) of each token's logits."""
     y = _mapped(tokens, weights, biases, norm, eps)  # (L, B, K, W)
-    return (_layer_weights(y, gate, gate_kind) * y).sum(0).to(tokens[0].dtype)
+    z = (_layer_weights(y, gate, gate_kind) * y).sum(0).to(tokens[0].dtype)
+    if gate is None or _kind(y, gate, gate_kind) == "layer":
+        return [z], []
+    return [z], [torch.logsumexp(_token_logits(y, gate), 0)]
 
 
 @outside_autocast
 def fuse_backward(
     grads: Sequence[Tensor],
+    kept: Sequence[Tensor],
     tokens: Sequence[Tensor],
     weights: Sequence[Tensor],
     biases: Sequence[Tensor] | None,
@@ -46,7 +65,7 @@ def fuse_backward(
     gate_kind: str | None,
     wanted: Collection[str],
 ) -> Gradients:
-    """Gradients of :func:`fuse` with respect to the arguments ``wanted``, by name."""
+    """Gradients of :func:`fuse` with respect to the arguments ``wanted``, by name; ``kept`` is not needed here."""
     y = _mapped(tokens, weights, biases, norm, eps)
     alpha = _layer_weights(y, gate, gate_kind)
     g = grads[0].to(y.dtype)
@@ -93,7 +112,11 @@ def _layer_weights(y: Tensor, gate: Tensor | None, gate_kind: str | None) -> Ten
     """The weights over layers, which broadcast to ``y`` and sum to one over its first dimension."""
     if gate is None:
         return y.new_full((len(y), 1, 1, 1), 1 / len(y))
-    gate = gate.to(y.dtype)
     if _kind(y, gate, gate_kind) == "layer":
-        return torch.softmax(gate, 0)[:, None, None, None]
-    return torch.softmax(y @ gate * gate.shape[0] ** -0.5, 0)[..., None]
+        return torch.softmax(gate.to(y.dtype), 0)[:, None, None, None]
+    return torch.softmax(_token_logits(y, gate), 0)[..., None]
+
+
+def _token_logits(y: Tensor, gate: Tensor) -> Tensor:
+    """``y . gate / sqrt(W)``, (L, B, K)."""
+    return y @ gate.to(y.dtype) * gate.shape[0] ** -0.5

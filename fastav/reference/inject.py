@@ -38,6 +38,7 @@ def inject(
 @outside_autocast
 def inject_backward(
     grads: Sequence[Tensor],
+    kept: Sequence[Tensor],
     features: Sequence[Tensor],
     keys: Sequence[Tensor],
     values: Sequence[Tensor],
@@ -47,7 +48,7 @@ def inject_backward(
     eps: float,
     wanted: Collection[str],
 ) -> Gradients:
-    """Gradients of :func:`inject` with respect to the lists ``wanted``, by name."""
+    """Gradients of :func:`inject` with respect to the lists ``wanted``, by name; ``kept`` is empty."""
     found: Gradients = {name: [] for name in wanted}
     for feature, key, value, grad in zip(features, keys, values, grads, strict=True):
         dtype = wide(feature, key, value)

@@ -20,9 +20,12 @@ def orthogonality(tokens: Sequence[Tensor] | Tensor) -> Tensor:
 
 @outside_autocast
 def orthogonality_backward(
-    grads: Sequence[Tensor], tokens: Sequence[Tensor] | Tensor, *, wanted: Collection[str]
+    grads: Sequence[Tensor], kept: Sequence[Tensor], tokens: Sequence[Tensor] | Tensor, *, wanted: Collection[str]
 ) -> Gradients:
-    """Gradient of :func:`orthogonality`: ``4 (Tn Tn^T - I) Tn``, scaled, less its part along each row."""
+    """Gradient of :func:`orthogonality`: ``4 (Tn Tn^T - I) Tn``, scaled, less its part along each row.
+
+    ``kept`` is empty.
+    """
     found: Gradients = {name: [] for name in wanted}
     for t in tokens if "tokens" in found else ():
         rows, length = _unit_rows(t.to(wide(t)))

@@ -47,6 +47,7 @@ def project(
 @outside_autocast
 def project_backward(
     grads: Sequence[Tensor],
+    kept: Sequence[Tensor],
     tokens: Sequence[Tensor],
     weights: Sequence[Tensor],
     biases: Sequence[Tensor] | None,
@@ -58,7 +59,7 @@ def project_backward(
     stack: bool,
     wanted: Collection[str],
 ) -> Gradients:
-    """Gradients of :func:`project` with respect to the lists ``wanted``, by name."""
+    """Gradients of :func:`project` with respect to the lists ``wanted``, by name; ``kept`` is empty."""
     found: Gradients = {name: [] for name in wanted}
     for i, (t, weight, grad) in enumerate(zip(tokens, weights, grads[0] if stack else grads, strict=True)):
         dtype = wide(t, weight)
