@@ -13,25 +13,27 @@ from fastav.adapters.rows import below_each_other, cut_rows, hand_out, heads_bel
 from fastav.adapters.statistics import TapStandardization
 
 
-class DistillationWeights(NamedTuple):
-    """What :class:`LayerCentricDistillation` makes of its weights alone, for one forward; one entry a tap in each list.
+class PoolingWeights(NamedTuple):
+    """What pooling reads beside the taps, made of weights alone; one entry a tap in each list.
 
     Attributes:
-        queries: (R, D_l), the rows of all branches that run: K of preservation, then H K of adaptation.
+        queries: (R, D_l).
         weight: (D_l,), the affine part of the taps' norm, or None.
         bias: (D_l,), likewise.
-        outward: what the pooled rows' inner values are multiplied by at the end, (r, D_l), with ``residual`` and the
-            meta-tokens below (r + K, D_l), or None where there is no such product.
     """
 
     queries: list[Tensor]
     weight: list[Tensor] | None
     bias: list[Tensor] | None
-    outward: list[Tensor] | None
 
-    def of(self, span: slice) -> tuple[list[Tensor], list[Tensor] | None, list[Tensor] | None]:
-        """Queries, weight and bias of some taps: what pooling them reads."""
-        return self.queries[span], self.weight and self.weight[span], self.bias and self.bias[span]
+    def of(self, first: int, count: int) -> "PoolingWeights":
+        """Those of some consecutive taps."""
+        span = slice(first, first + count)
+        return PoolingWeights(self.queries[span], self.weight and self.weight[span], self.bias and self.bias[span])
+
+    def tensors(self) -> list[Tensor]:
+        """All of them."""
+        return [tensor for part in self if part is not None for tensor in part]
 
 
 class LayerCentricDistillation(nn.Module):
@@ -85,8 +87,8 @@ class LayerCentricDistillation(nn.Module):
     def forward(self, taps: Sequence[Tensor]) -> list[Tensor]:
         """Distil taps (B, N_l, D_l) into one (B, K, D_l) tensor each."""
         self.measure(taps)
-        weights = self.prepare()
-        return self.finish(self.pool(taps, weights), weights)
+        weights, outward = self.prepare()
+        return self.finish(self.pool(taps, weights), outward)
 
     @property
     def measuring(self) -> bool:
@@ -98,8 +100,14 @@ class LayerCentricDistillation(nn.Module):
         if self.measuring and self.standardization is not None:
             self.standardization.measure(taps)
 
-    def prepare(self) -> DistillationWeights:
-        """Make what one forward needs of the weights alone."""
+    def prepare(self) -> tuple[PoolingWeights, list[Tensor] | None]:
+        """Make what one forward needs of the weights alone.
+
+        Returns:
+            What :meth:`pool` reads, with R = K rows of preservation, then H K of adaptation, as far as they run; and
+            the matrices of :meth:`finish`: (r, D_l), with ``residual`` above the meta-tokens, (r + K, D_l), or None
+            where there are none.
+        """
         weight, bias = (None, None) if self.standardization is None else self.standardization()
         meta = iter(hand_out(self._of_taps(self.meta_tokens), self.preserve + self.adapt + self.config.residual))
         preserving = next(meta) if self.preserve else None
@@ -107,19 +115,19 @@ class LayerCentricDistillation(nn.Module):
         outward = self._of_taps(self.to_output) if self.adapt else None
         added = next(meta) if self.config.residual else None
         queries, outward = below_each_other((preserving, adapting), (outward, added))
-        return DistillationWeights(queries, weight, bias, outward)
+        return PoolingWeights(queries, weight, bias), outward
 
-    def pool(self, taps: Sequence[Tensor], weights: DistillationWeights, first: int = 0) -> list[Tensor]:
-        """Pool consecutive taps (B, N_l, D_l) of all, from number ``first`` on, into (B, R, D_l) each."""
-        queries, weight, bias = weights.of(slice(first, first + len(taps)))
+    def pool(self, taps: Sequence[Tensor], weights: PoolingWeights) -> list[Tensor]:
+        """Pool taps (B, N_l, D_l), all or some with the weights of these, into (B, R, D_l) each."""
+        queries, weight, bias = weights
         return ops.distill(taps, queries, norm=self.config.norm, eps=self.config.eps, weight=weight, bias=bias)
 
-    def finish(self, pooled: Sequence[Tensor], weights: DistillationWeights) -> list[Tensor]:
+    def finish(self, pooled: Sequence[Tensor], outward: Sequence[Tensor] | None) -> list[Tensor]:
         """From all taps' pooled rows (B, R, D_l) to one (B, K, D_l) tensor each."""
         preserved, adapted = pooled, pooled
         if self.adapt and self.preserve:
             preserved, adapted = cut_rows(pooled, self.config.num_tokens)
-        if weights.outward is None:
+        if outward is None:
             return list(preserved)
         inner = None
         if self.config.residual:
@@ -131,7 +139,7 @@ class LayerCentricDistillation(nn.Module):
             # Every head's rows met every head's columns; each keeps its own.
             inner = heads_beside(stacked, self.owns, inner)  # (L, B, K, r), with the identity (L, B, K, r + K)
         assert inner is not None  # as `outward` is not
-        return ops.project(inner.unbind(0), weights.outward, residuals=preserved if self.preserve else None)
+        return ops.project(inner.unbind(0), outward, residuals=preserved if self.preserve else None)
 
     def _adaptation_queries(self, meta: Sequence[Tensor]) -> list[Tensor]:
         """``q_h = m W^q_h W^k_h^T`` of all heads: (H K, D_l) for each tap.

@@ -135,11 +135,21 @@ def test_formulas(swin, whisper, config):
     assert torch.equal(whole.audio, out.audio)
 
 
-@pytest.mark.parametrize("share", ["layer", "stage"])
-def test_gradients_are_those_of_finite_differences(share):
+@pytest.mark.parametrize(
+    ("groups", "options"),
+    [
+        ((0, 1, 2), {}),
+        ((0, 0, 1), {}),  # two taps share
+        ((0, 0, 1), {"residual": True}),
+        ((0, 1, 2), {"residual": True, "branches": ("preservation",)}),
+        ((0, 1, 2), {"residual": True, "branches": ("adaptation",), "standardize": False}),
+        ((0, 1, 2), {"branches": ("adaptation",), "heads": 4}),
+    ],
+    ids=str,
+)
+def test_gradients_are_those_of_finite_differences(groups, options):
     torch.manual_seed(0)
-    config = MettleConfig(num_tokens=2, rank=4, heads=2, share=share)
-    groups = (0, 1, 2) if share == "layer" else (0, 0, 1)
+    config = MettleConfig(num_tokens=2, rank=4, **options)
     module = LayerCentricDistillation((5, 5, 3), groups, config)
     module = module.double().eval()
     stir(module)
