@@ -1,7 +1,8 @@
 """What every adapter is: two frozen backbones, a side branch beside them, and a directory to be saved in."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fastav.adapters.config import AdapterConfig, read_config
+from fastav.adapters.distillation import LayerCentricDistillation
 from fastav.backbones import FrozenBackbone
 from fastav.backbones.blocks import select_taps
+from fastav.backbones.streams import SideStreams
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 
@@ -44,6 +47,7 @@ class Adapter(nn.Module):
     """
 
     config_class: ClassVar[type[AdapterConfig]]
+    distillation: LayerCentricDistillation
 
     def __init__(
         self,
@@ -96,9 +100,46 @@ class Adapter(nn.Module):
                 f"audio_input has shape {tuple(audio_input.shape)}, wanted {leading} first, as visual_input and "
                 f"audio_layout={self.config.audio_layout!r} have it"
             )
-        visual_taps = self.visual(visual_input.flatten(0, 1))
-        audio_taps = self.audio(audio_input.flatten(0, len(leading) - 1))
-        return self.forward_taps(visual_taps, audio_taps, num_segments=segments)
+        inputs = {"visual": visual_input.flatten(0, 1), "audio": audio_input.flatten(0, len(leading) - 1)}
+        if self.config.schedule == "streamed" and not self.distillation.measuring:
+            return self._forward_streamed(inputs, segments)
+        with SideStreams(None if self.config.schedule == "serial" else visual_input.device) as side:
+            taps = self._run_backbones(inputs, side)
+        return self.forward_taps(taps["visual"], taps["audio"], num_segments=segments)
+
+    def _run_backbones(
+        self,
+        inputs: dict[str, Tensor],
+        side: SideStreams,
+        ready: Callable[[str, list[Tensor]], None] | None = None,
+    ) -> dict[str, list[Tensor]]:
+        """The taps of each modality, computed on a side stream of its own; ``ready`` gets them portion by portion."""
+        taps = {}
+        for modality, x in inputs.items():
+            with side.fork(modality, [x]):
+                taps[modality] = getattr(self, modality)(x, ready and partial(ready, modality))
+                side.hand_back(taps[modality])
+        return taps
+
+    def _forward_streamed(self, inputs: dict[str, Tensor], segments: int) -> AdapterOutput:
+        """Pool portions of taps while the backbones go on; the rest is done at the end."""
+        dtype = torch.promote_types(self.visual.dtype, self.audio.dtype)
+        weights, outward = self.distillation.prepare()
+        pooled: list[Tensor] = []
+
+        def pool(modality: str, taps: list[Tensor]) -> None:
+            if modality == "audio":
+                taps = self._per_segment(taps, segments, first=len(pooled) - len(self.visual.widths))
+            taps = [tap.to(dtype) for tap in taps]
+            own = weights.of(len(pooled), len(taps))
+            with side.fork("distil", [*taps, *own.tensors()]):
+                rows = self.distillation.pool(taps, own)
+                side.hand_back(rows)
+            pooled.extend(rows)
+
+        with SideStreams(inputs["visual"].device) as side:
+            self._run_backbones(inputs, side, pool)
+        return self._output(pooled, outward, segments)
 
     def forward_taps(
         self, visual_taps: Sequence[Tensor], audio_taps: Sequence[Tensor], *, num_segments: int
@@ -120,8 +161,7 @@ class Adapter(nn.Module):
         rows = len(visual_taps[0])
         if not isinstance(num_segments, int) or num_segments < 1 or rows % num_segments:
             raise ValueError(f"visual_taps hold {rows} segments, which num_segments={num_segments!r} does not divide")
-        if self.config.audio_layout == "clip":
-            audio_taps = [_cut(tap, num_segments, i) for i, tap in enumerate(audio_taps)]
+        audio_taps = self._per_segment(audio_taps, num_segments)
         if len(audio_taps[0]) != rows:
             raise ValueError(
                 f"audio_taps hold {len(audio_taps[0])} segments and visual_taps {rows}; "
@@ -129,12 +169,27 @@ class Adapter(nn.Module):
             )
         dtype = torch.promote_types(visual_taps[0].dtype, audio_taps[0].dtype)
         taps = [tap.to(dtype) for tap in (*visual_taps, *audio_taps)]
-        visual, audio, aux_loss = self._side_branch(taps)
-        shape = (rows // num_segments, num_segments)
-        return AdapterOutput(visual.unflatten(0, shape), audio.unflatten(0, shape), aux_loss)
+        self.distillation.measure(taps)
+        weights, outward = self.distillation.prepare()
+        return self._output(self.distillation.pool(taps, weights), outward, num_segments)
 
-    def _side_branch(self, taps: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """From all taps, visual ones first, (B * T, N_l, D_l), to two (B * T, K, W) and the auxiliary loss."""
+    def _per_segment(self, audio_taps: Sequence[Tensor], segments: int, first: int = 0) -> list[Tensor]:
+        """Consecutive audio taps, from number ``first`` on, with one row a segment whatever the layout."""
+        if self.config.audio_layout == "segment":
+            return list(audio_taps)
+        return [_cut(tap, segments, i) for i, tap in enumerate(audio_taps, first)]
+
+    def _output(self, pooled: list[Tensor], outward: list[Tensor] | None, segments: int) -> AdapterOutput:
+        visual, audio, aux_loss = self._finish(pooled, outward)
+        return AdapterOutput(visual.unflatten(0, (-1, segments)), audio.unflatten(0, (-1, segments)), aux_loss)
+
+    def _finish(self, pooled: list[Tensor], outward: list[Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """From all taps' pooled rows, visual ones first, to two (B * T, K, W) and the auxiliary loss.
+
+        Args:
+            pooled: (B * T, R, D_l) for each tap.
+            outward: what ``distillation.prepare()`` made for this step.
+        """
         raise NotImplementedError
 
     def no_weight_decay(self) -> set[str]:

@@ -37,6 +37,10 @@ class AdapterConfig:
             indices or names. For backbones that are already a ``FrozenBackbone`` their own taps count.
         audio_layout: ``"segment"``, one audio input per segment, or ``"clip"``, one per clip, whose tokens are cut
             into equal spans of time.
+        schedule: how a forward's work is laid on the streams of a CUDA or ROCm device; the results are the same bits.
+            ``"fused"``: each backbone on a stream of its own, then all taps pooled in one launch. ``"streamed"``:
+            likewise, but taps are pooled on a third stream as the backbones' stages finish. ``"serial"``: everything on
+            the current stream, where the others stay too on other devices and under CUDA graph capture.
     """
 
     method: ClassVar[str]
@@ -53,6 +57,7 @@ class AdapterConfig:
     share: str = "layer"
     layers: Layers | Mapping[str, Layers] = "all"
     audio_layout: str = "segment"
+    schedule: str = "fused"
 
     def __post_init__(self) -> None:
         for name in ("num_tokens", "width", "rank", "heads", "standardize_batches"):
@@ -72,6 +77,7 @@ class AdapterConfig:
             "norm": ("layer", "rms", "none"),
             "share": ("layer", "stage", "width"),
             "audio_layout": ("segment", "clip"),
+            "schedule": ("fused", "streamed", "serial"),
         }.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{type(self).__name__}: {name} is {getattr(self, name)!r}, wanted one of {choices}")

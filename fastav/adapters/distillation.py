@@ -1,6 +1,7 @@
 """Layer-centric distillation: every tap's tokens distilled into its meta-tokens by two branches in one attention."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,31 @@ from torch import Tensor, nn
 from fastav import ops
 from fastav.adapters.config import MettleConfig
 from fastav.adapters.groups import group_widths
+from fastav.adapters.rows import below_each_other, cut_rows, hand_out, heads_below, heads_beside
 from fastav.adapters.statistics import TapStandardization
+
+
+class PoolingWeights(NamedTuple):
+    """What pooling reads beside the taps, made of weights alone; one entry a tap in each list.
+
+    Attributes:
+        queries: (R, D_l).
+        weight: (D_l,), the affine part of the taps' norm, or None.
+        bias: (D_l,), likewise.
+    """
+
+    queries: list[Tensor]
+    weight: list[Tensor] | None
+    bias: list[Tensor] | None
+
+    def of(self, first: int, count: int) -> "PoolingWeights":
+        """Those of some consecutive taps."""
+        span = slice(first, first + count)
+        return PoolingWeights(self.queries[span], self.weight and self.weight[span], self.bias and self.bias[span])
+
+    def tensors(self) -> list[Tensor]:
+        """All of them."""
+        return [tensor for part in self if part is not None for tensor in part]
 
 
 class LayerCentricDistillation(nn.Module):
@@ -23,6 +48,9 @@ class LayerCentricDistillation(nn.Module):
     Both branches' queries are rows of one ``distill`` call, and no loop over layers launches anything: it only cuts
     views. (The first training batches, in which the taps are measured, are the exception.)
 
+    A forward has four steps, so that taps can be pooled while others are still being computed: :meth:`measure`,
+    :meth:`prepare`, :meth:`pool` and :meth:`finish`.
+
     Args:
         widths: D of each tap.
         groups: for each tap, the index of the parameters it uses; taps of one group have one width.
@@ -35,12 +63,13 @@ class LayerCentricDistillation(nn.Module):
 
     def __init__(self, widths: Sequence[int], groups: Sequence[int], config: MettleConfig) -> None:
         super().__init__()
-        self.config, self.widths, self.groups = config, tuple(widths), tuple(groups)
+        self.config, self.groups = config, tuple(groups)
+        self.adapt, self.preserve = "adaptation" in config.branches, "preservation" in config.branches
         sizes = group_widths(groups, widths)
         k, r = config.num_tokens, config.rank
         # Queries of unit scale: with tau they give scores of unit variance on standardised taps.
         self.meta_tokens = _matrices(sizes, lambda d: torch.randn(k, d))
-        if "adaptation" in config.branches:
+        if self.adapt:
             self.to_query = _matrices(sizes, lambda d: torch.randn(d, r) * d**-0.5)
             self.to_key = _matrices(sizes, lambda d: torch.randn(r, d) * (r // config.heads) ** -0.5)
             self.to_value = _matrices(sizes, lambda d: torch.randn(d, r) * d**-0.5)
@@ -57,66 +86,68 @@ class LayerCentricDistillation(nn.Module):
 
     def forward(self, taps: Sequence[Tensor]) -> list[Tensor]:
         """Distil taps (B, N_l, D_l) into one (B, K, D_l) tensor each."""
-        config, k = self.config, self.config.num_tokens
-        adapt, preserve = "adaptation" in config.branches, "preservation" in config.branches
-        weight, bias = None, None
-        if self.standardization is not None:
-            if self.training and self.standardization.measuring:
-                self.standardization.measure(taps)
-            weight, bias = self.standardization()
+        self.measure(taps)
+        weights, outward = self.prepare()
+        return self.finish(self.pool(taps, weights), outward)
 
-        # Every use of the meta-tokens cuts them anew, so that their gradients meet in one sum and not in one a tap.
-        flat = torch.cat([m.flatten() for m in self._of_taps(self.meta_tokens)])
-        queries = [[m] for m in self._cut_meta(flat)] if preserve else [[] for _ in self.groups]
-        outward: list[list[Tensor]] = [[] for _ in self.groups]
-        if adapt:
-            for rows, q in zip(queries, self._adaptation_queries(self._cut_meta(flat)), strict=True):
-                rows.append(q)
-            for rows, w in zip(outward, self._of_taps(self.to_output), strict=True):
-                rows.append(w)
-        if config.residual:
-            for rows, m in zip(outward, self._cut_meta(flat), strict=True):
-                rows.append(m)
-        below = _below_each_other([rows for rows in queries + outward if rows])
-        rows_of_taps, outward_rows = below[: len(taps)], below[len(taps) :]
-        # (B, R, D_l), R = K for preservation + H K for adaptation
-        pooled = ops.distill(taps, rows_of_taps, norm=config.norm, eps=config.eps, weight=weight, bias=bias)
+    @property
+    def measuring(self) -> bool:
+        """Whether :meth:`measure` has work to do, for which all taps must be there before the first is pooled."""
+        return self.training and self.standardization is not None and self.standardization.measuring
 
+    def measure(self, taps: Sequence[Tensor]) -> None:
+        """Take a batch of all taps into the standardisation's statistics, while these are measured."""
+        if self.measuring and self.standardization is not None:
+            self.standardization.measure(taps)
+
+    def prepare(self) -> tuple[PoolingWeights, list[Tensor] | None]:
+        """Make what one forward needs of the weights alone.
+
+        Returns:
+            What :meth:`pool` reads, with R = K rows of preservation, then H K of adaptation, as far as they run; and
+            the matrices of :meth:`finish`: (r, D_l), with ``residual`` above the meta-tokens, (r + K, D_l), or None
+            where there are none.
+        """
+        weight, bias = (None, None) if self.standardization is None else self.standardization()
+        meta = iter(hand_out(self._of_taps(self.meta_tokens), self.preserve + self.adapt + self.config.residual))
+        preserving = next(meta) if self.preserve else None
+        adapting = self._adaptation_queries(next(meta)) if self.adapt else None
+        outward = self._of_taps(self.to_output) if self.adapt else None
+        added = next(meta) if self.config.residual else None
+        queries, outward = below_each_other((preserving, adapting), (outward, added))
+        return PoolingWeights(queries, weight, bias), outward
+
+    def pool(self, taps: Sequence[Tensor], weights: PoolingWeights) -> list[Tensor]:
+        """Pool taps (B, N_l, D_l), all or some with the weights of these, into (B, R, D_l) each."""
+        queries, weight, bias = weights
+        return ops.distill(taps, queries, norm=self.config.norm, eps=self.config.eps, weight=weight, bias=bias)
+
+    def finish(self, pooled: Sequence[Tensor], outward: Sequence[Tensor] | None) -> list[Tensor]:
+        """From all taps' pooled rows (B, R, D_l) to one (B, K, D_l) tensor each."""
         preserved, adapted = pooled, pooled
-        if adapt and preserve:
-            cut = _CutRows.apply(k, *pooled)
-            preserved, adapted = cut[: len(taps)], cut[len(taps) :]
-        inner: list[Tensor] = []
-        if adapt:
-            inner.extend(self._adapted(adapted))
-        if config.residual:
-            # The identity lays the meta-tokens, the last rows of `outward`, under every sample.
-            inner.append(self.identity.expand(len(taps), len(pooled[0]), k, k))
-        if not inner:
+        if self.adapt and self.preserve:
+            preserved, adapted = cut_rows(pooled, self.config.num_tokens)
+        if outward is None:
             return list(preserved)
-        residuals = preserved if preserve else None
-        return ops.project(torch.cat(inner, -1).unbind(0), outward_rows, residuals=residuals)
+        inner = None
+        if self.config.residual:
+            # The identity lays the meta-tokens, the last rows of `outward`, under every sample.
+            inner = self.identity.expand(len(pooled), len(pooled[0]), -1, -1)
+        if self.adapt:
+            values = self._of_taps(self.to_value)
+            stacked = ops.project(adapted, values, activation=self.config.activation, stack=True)
+            # Every head's rows met every head's columns; each keeps its own.
+            inner = heads_beside(stacked, self.owns, inner)  # (L, B, K, r), with the identity (L, B, K, r + K)
+        assert inner is not None  # as `outward` is not
+        return ops.project(inner.unbind(0), outward, residuals=preserved if self.preserve else None)
 
-    def _cut_meta(self, flat: Tensor) -> list[Tensor]:
-        k = self.config.num_tokens
-        return [rows.view(k, -1) for rows in flat.split([k * width for width in self.widths])]
-
-    def _adaptation_queries(self, meta: list[Tensor]) -> list[Tensor]:
+    def _adaptation_queries(self, meta: Sequence[Tensor]) -> list[Tensor]:
         """``q_h = m W^q_h W^k_h^T`` of all heads: (H K, D_l) for each tap.
 
         Columns that are not head h's are zeroed between the two products: the same numbers as a product a head.
         """
         low = ops.project(meta, self._of_taps(self.to_query), stack=True)  # (L, K, r)
-        by_head = (low[:, None] * self.owns).flatten(1, 2)  # (L, H K, r)
-        return ops.project(by_head.unbind(0), self._of_taps(self.to_key))
-
-    def _adapted(self, pooled: Sequence[Tensor]) -> Sequence[Tensor]:
-        """``act((rows of head h) W^v_h)`` for each head: L x (B, H K, D_l) -> H views (L, B, K, d)."""
-        heads, k = self.config.heads, self.config.num_tokens
-        values = ops.project(pooled, self._of_taps(self.to_value), activation=self.config.activation, stack=True)
-        # Every head's rows met every head's columns; each keeps its own.
-        own = values.unflatten(-1, (heads, -1)).unflatten(2, (heads, k))  # (L, B, H, K, H, d)
-        return own.diagonal(dim1=2, dim2=4).unbind(-1)
+        return ops.project(heads_below(low, self.owns).unbind(0), self._of_taps(self.to_key))
 
     def _of_taps(self, parameters: nn.ParameterList) -> list[Tensor]:
         return [parameters[group] for group in self.groups]
@@ -124,33 +155,3 @@ class LayerCentricDistillation(nn.Module):
 
 def _matrices(sizes: Sequence[int], draw) -> nn.ParameterList:
     return nn.ParameterList(nn.Parameter(draw(d)) for d in sizes)
-
-
-def _below_each_other(groups: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Lay each group's matrices of one width below each other, all groups in one copy.
-
-    Rows are contiguous, so that one flat concatenation of everything, cut between groups, is all of them at once.
-    """
-    pieces = [matrix.flatten() for group in groups for matrix in group]
-    sizes = [sum(matrix.numel() for matrix in group) for group in groups]
-    flat = torch.cat(pieces).split(sizes)
-    return [rows.view(-1, group[0].shape[-1]) for rows, group in zip(flat, groups, strict=True)]
-
-
-class _CutRows(torch.autograd.Function):
-    """Cut every tap's rows after the k-th: two tuples of views.
-
-    Autograd's own slices would cost three launches a tap backward; this lays all gradients side by side in one copy.
-    """
-
-    @staticmethod
-    def forward(ctx, k, *pooled):
-        ctx.shapes = [rows.shape[1:] for rows in pooled]
-        return *(rows[:, :k] for rows in pooled), *(rows[:, k:] for rows in pooled)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        count = len(ctx.shapes)
-        side_by_side = [grads[i + half].flatten(1) for i in range(count) for half in (0, count)]
-        columns = torch.cat(side_by_side, 1).split([rows * width for rows, width in ctx.shapes], 1)
-        return None, *(column.unflatten(1, shape) for column, shape in zip(columns, ctx.shapes, strict=True))

@@ -47,8 +47,8 @@ class MettleAdapter(Adapter):
         self.fusion_weights = nn.ParameterList(nn.Parameter(torch.randn(d, self.config.width) * d**-0.5) for d in sizes)
         self.fusion_biases = nn.ParameterList(nn.Parameter(torch.zeros(self.config.width)) for _ in sizes)
 
-    def _side_branch(self, taps: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        tokens = self.distillation(taps)
+    def _finish(self, pooled: list[Tensor], outward: list[Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        tokens = self.distillation.finish(pooled, outward)
         layers = len(self.visual.widths)
         visual, audio = self._fuse(tokens, slice(layers)), self._fuse(tokens, slice(layers, None))
         return visual, audio, visual.new_zeros(())

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
@@ -43,6 +43,8 @@ class FrozenBackbone(nn.Module):
         tap_names: the tapped blocks' names inside ``module``.
         widths: D of each tap.
         stages: number of the stage of each tap, a run of consecutive taps alike in N and D.
+        portions: the taps' numbers in ranges that are handed out at a time, see :meth:`forward`: those of a stage, or
+            where there is one stage, a quarter of all.
         tokens_in_time_order: True where tokens are a sequence over time (Whisper, HuBERT, wav2vec 2.0, WavLM), False
             where they are patches of a picture or a spectrogram, None where the blocks are of no known family.
 
@@ -88,6 +90,7 @@ class FrozenBackbone(nn.Module):
         self.widths = tuple(width for _, width in sizes)
         runs = enumerate(run for _, run in groupby(sizes))
         self.stages = tuple(stage for stage, run in runs for _ in run)
+        self.portions = _portions(self.stages)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -99,12 +102,14 @@ class FrozenBackbone(nn.Module):
         """Device of the backbone's first parameter."""
         return next(self.module.parameters()).device
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, ready: Callable[[list[Tensor]], None] | None = None) -> list[Tensor]:
         """Read the taps of a batch.
 
         Args:
             x: (B, ...), what the backbone takes; a Hugging Face backbone gets it as its ``main_input_name``. Floating
                 inputs are cast to the backbone's dtype, integers are left alone.
+            ready: called with the next portion of taps, in network order, as soon as its last block has run, before
+                the next block does; under the caller's grad mode.
 
         Returns:
             One (B, N, D) tensor a tap, of the backbone's dtype, without gradient; strides are the backbone's own, the
@@ -118,23 +123,41 @@ class FrozenBackbone(nn.Module):
                 f"the input is on {x.device}, the backbone on {self.device}: "
                 f"move one of them, input.to({str(self.device)!r}) or backbone.to({str(x.device)!r})"
             )
-        taps = []
-        for (name, output), layout in zip(self._outputs(x).items(), self._layouts, strict=True):
-            tap = as_tokens(output, layout).to(self.dtype)
-            if tap.shape[0] != x.shape[0]:
-                raise ValueError(f"block {name!r} puts out {tuple(output.shape)} for a batch of {x.shape[0]}")
-            taps.append(tap)
+        taps: list[Tensor] = []
+        waiting = list(self.portions)
+        grad_mode = torch.is_grad_enabled()  # the backbone itself runs without
+
+        def hand_out(outputs: dict[str, Tensor]) -> None:
+            while waiting and all(self.tap_names[i] in outputs for i in waiting[0]):
+                portion = [self._tap(i, outputs, len(x)) for i in waiting.pop(0)]
+                taps.extend(portion)
+                if ready is not None:
+                    with torch.set_grad_enabled(grad_mode):
+                        ready(portion)
+
+        self._outputs(x, hand_out)
         return taps
 
+    def _tap(self, i: int, outputs: dict[str, Tensor], batch: int) -> Tensor:
+        """Tap number ``i`` of a batch of so many items, from the blocks' outputs."""
+        output = outputs[self.tap_names[i]]
+        tap = as_tokens(output, self._layouts[i]).to(self.dtype)
+        if tap.shape[0] != batch:
+            raise ValueError(f"block {self.tap_names[i]!r} puts out {tuple(output.shape)} for a batch of {batch}")
+        return tap
+
     @torch.no_grad()  # not inference_mode: the side branch saves taps for its backward
-    def _outputs(self, x: Tensor) -> dict[str, Tensor]:
-        """Run the backbone as far as its last tap; what the tapped blocks put out, by name in network order."""
+    def _outputs(self, x: Tensor, each: Callable[[dict[str, Tensor]], None] | None = None) -> dict[str, Tensor]:
+        """Run the backbone as far as its last tap; what the tapped blocks put out, by name in network order.
+
+        After each of these blocks ``each`` is called with what there is so far.
+        """
         if any(child.training for child in self.module.modules()):  # somebody called train() past us
             self.module.eval()
         if x.is_floating_point():
             x = x.to(self.dtype)
         keyword = getattr(self.module, "main_input_name", None)
-        reading = _Reading(len(self.tap_names))
+        reading = _Reading(len(self.tap_names), each)
         with ExitStack() as hooks, suppress(_LastTapRead):
             for name in self.tap_names:
                 block = self.module.get_submodule(name)
@@ -170,8 +193,8 @@ class FrozenBackbone(nn.Module):
 class _Reading:
     """One forward of the backbone: keeps the tapped blocks' outputs and ends the forward when all are there."""
 
-    def __init__(self, wanted: int) -> None:
-        self.wanted = wanted
+    def __init__(self, wanted: int, each: Callable[[dict[str, Tensor]], None] | None) -> None:
+        self.wanted, self.each = wanted, each
         self.outputs: dict[str, Tensor] = {}
         self.versions: dict[str, int] = {}
 
@@ -186,6 +209,8 @@ class _Reading:
         packed = tensor.contiguous() if tensor.dim() == 3 and tensor.stride(-1) != 1 else tensor
         self.outputs[name] = packed
         self.versions[name] = _version(packed)
+        if self.each is not None:
+            self.each(self.outputs)
         if len(self.outputs) == self.wanted:
             raise _LastTapRead
         if packed is tensor:
@@ -199,6 +224,16 @@ class _Reading:
                 raise ValueError(
                     f"block {name!r}: a later block overwrites its output in place, so it cannot be tapped"
                 )
+
+
+def _portions(stages: Sequence[int]) -> tuple[range, ...]:
+    """Numbers of consecutive taps that are handed out together: a stage's; of a single stage, a quarter."""
+    count = len(stages)
+    starts = [i for i in range(count) if i == 0 or stages[i] != stages[i - 1]]
+    if len(starts) == 1:
+        parts = min(4, count)
+        starts = [count * part // parts for part in range(parts)]
+    return tuple(range(*ends) for ends in pairwise([*starts, count]))
 
 
 def _version(tensor: Tensor) -> int:

@@ -46,7 +46,9 @@ def test_measuring_resumes_after_loading():
     second = TapStandardization((6, 4), (0, 1), "layer", 1e-6, batches=2)
     second.load_state_dict(first.state_dict())
     assert not second.measuring
-    assert torch.equal(second()[0][1], first()[0][1])
+    for (_, again), (_, before) in zip(second(), first(), strict=True):  # weight, then bias
+        assert torch.equal(again, before)
+        assert before.any()
 
 
 def test_shared_affine_is_spread_over_its_taps():

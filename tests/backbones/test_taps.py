@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from itertools import pairwise
 
 import pytest
 import torch
@@ -185,6 +186,68 @@ def test_backbone_stops_after_the_last_tap():
     assert backbone.tap_names == ("steps.1", "steps.2")
     with torch.no_grad():
         assert torch.equal(trunk.steps[2](taps[0]), taps[1])
+
+
+def test_taps_are_handed_out_as_portions_finish():
+    trunk = Trunk()
+    backbone = FrozenBackbone(trunk, taps=["steps.0", "steps.1", "steps.3"], example_input=torch.zeros(1, 5, 6))
+    assert backbone.portions == (range(0, 1), range(1, 2), range(2, 3))
+    trunk.ran, portions, ran = [0] * 4, [], []
+
+    def ready(portion):
+        assert torch.is_grad_enabled()
+        portions.append(portion)
+        ran.append(sum(trunk.ran))
+
+    taps = backbone(torch.randn(2, 5, 6), ready)
+    assert ran == [1, 2, 4]
+    assert [tap.data_ptr() for tap in taps] == [tap.data_ptr() for portion in portions for tap in portion]
+    with torch.no_grad():
+        backbone(torch.randn(2, 5, 6), lambda _: ran.append(torch.is_grad_enabled()))
+    assert ran[3:] == [False] * 3
+
+
+@pytest.mark.parametrize(
+    ("widths", "portions"),
+    [
+        ([6] * 3, [1, 1, 1]),
+        ([6] * 4, [1, 1, 1, 1]),
+        ([6] * 24, [6, 6, 6, 6]),
+        ([6] * 11, [2, 3, 3, 3]),
+        ([4, 4, 6, 6, 6, 6, 6, 6, 8], [2, 6, 1]),
+    ],
+)
+def test_portions_are_stages_or_quarters_of_a_single_one(widths, portions):
+    trunk = nn.Sequential(*(nn.Linear(*pair) for pair in pairwise([6, *widths])))
+    backbone, handed_out = FrozenBackbone(trunk, ["*"], example_input=torch.zeros(1, 5, 6)), []
+    taps = backbone(torch.randn(2, 5, 6), handed_out.append)
+    assert [len(portion) for portion in handed_out] == [len(numbers) for numbers in backbone.portions] == portions
+    assert [id(tap) for portion in handed_out for tap in portion] == [id(tap) for tap in taps]
+
+
+def test_portions_come_in_network_order_whatever_ran_first():
+    class Reversed(nn.Sequential):
+        def forward(self, x):
+            for block in reversed(self):
+                x = block(x)
+            return x
+
+    backbone = FrozenBackbone(Reversed(*Trunk().steps), ["*"], example_input=torch.zeros(1, 5, 6))
+    handed_out = []
+    taps = backbone(torch.randn(2, 5, 6), handed_out.append)
+    assert [id(tap) for portion in handed_out for tap in portion] == [id(tap) for tap in taps]
+    with torch.no_grad():
+        assert torch.equal(backbone.module[0](taps[1]), taps[0])
+
+
+def test_an_error_while_portions_are_handed_out_ends_the_forward(tiny):
+    def fail(_):
+        raise ValueError("enough")
+
+    backbone = FrozenBackbone(tiny.vit())
+    with pytest.raises(ValueError, match="enough"):
+        backbone(torch.randn(1, 3, 32, 32), fail)
+    assert not any(child._forward_hooks for child in backbone.modules())
 
 
 def test_hooks_are_gone_afterwards_even_after_an_error(tiny):
