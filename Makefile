@@ -1,11 +1,11 @@
-# Two commands: `make demo` and `make test`. Both make the virtual environment and install what is missing first.
+# Commands: `make demo`, `make test` and its part `make aot`. All make the virtual environment and install what is missing first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # The stamp is newer than the lists it was made from, so an unchanged checkout installs once.
 READY := $(VENV)/ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test interpreted aot lint clean
 
 demo: $(READY)
 	$(BIN)/python -m examples.stamps
@@ -13,6 +13,15 @@ demo: $(READY)
 # One thread a process, or the two would wait for each other.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	$(MAKE) interpreted aot
+
+# The ops' tests once more, served by the Triton kernels in Triton's interpreter, and the kernels' own.
+interpreted: $(READY)
+	TRITON_INTERPRET=1 FASTAV_BACKEND=triton OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/ops tests/kernels
+
+# Compiles every kernel for four chips, no GPU needed; fails on spills, stack frames and too much shared memory.
+aot: $(READY)
+	$(BIN)/python -m benchmarks.aot
 
 lint: $(READY)
 	$(BIN)/ruff check .

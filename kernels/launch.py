@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 import triton
@@ -169,8 +169,10 @@ def _relative(chip: str) -> str:
 
 
 def precision(dtype: torch.dtype, chip: str) -> str:
-    """How float32 operands are multiplied: three TF32 products, which lose no more than float32 itself, where there
-    are TF32 units; one where the user allowed it through ``torch.backends.cuda.matmul.allow_tf32``.
+    """How float32 operands are multiplied.
+
+    Where there are TF32 units, by three of their products, which lose no more than float32 itself; by one where the
+    user allowed it through ``torch.backends.cuda.matmul.allow_tf32``.
     """
     if dtype != torch.float32 or not chip.startswith("sm_"):
         return "ieee"
@@ -199,6 +201,14 @@ class Operand:
     tensors: tuple[Tensor, ...]
     sizes: tuple[tuple, ...]
     base: Tensor | None
+
+    @overload
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> "Operand": ...
+
+    @overload
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor] | None) -> "Operand | None": ...
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor] | None) -> "Operand | None":
@@ -338,4 +348,5 @@ def planned(make: Callable) -> Callable:
             _held[id(found)] = found
         return found
 
+    plan.cache_clear = cached.cache_clear  # type: ignore[attr-defined]
     return plan

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Flat, Traffic, blocks, chip, launch, planned, table
+from .launch import Traffic, blocks, chip, launch, planned, table
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -22,13 +22,17 @@ def find(table, COUNT: tl.constexpr, FIELDS: tl.constexpr):
 
 @triton.jit
 def pick(pointers, i_g, VECTOR: tl.constexpr = 1):
-    """The ``i_g``-th of a tuple of pointers, by a chain of selects: the tuple lies in the constant bank.
+    """The ``i_g``-th of a tuple of pointers; ``VECTOR`` is how many elements each address is a multiple of.
 
-    ``VECTOR`` is how many elements each address is a multiple of.
+    By selects in groups behind branches: one chain of many would keep all addresses alive at once, in more registers
+    than AMD's scalar units have.
     """
+    GROUP: tl.constexpr = 8
     address = pointers[0].to(tl.int64)
-    for i in tl.static_range(1, len(pointers)):
-        address = tl.where(i_g == i, pointers[i].to(tl.int64), address)
+    for j in tl.static_range(0, len(pointers), GROUP):
+        if i_g // GROUP == j // GROUP:
+            for i in tl.static_range(j, min(j + GROUP, len(pointers))):
+                address = tl.where(i_g == i, pointers[i].to(tl.int64), address)
     return tl.multiple_of(address.to(pointers[0].dtype), VECTOR * pointers[0].dtype.element_ty.primitive_bitwidth // 8)
 
 
@@ -73,23 +77,26 @@ def add_to_statistics(b_x, m_x, count, seen, b_mean, b_square, NORM: tl.constexp
 
 
 @triton.jit
-def centre(p_tile, m_n, o_c, width, NORM: tl.constexpr, ACC: tl.constexpr):
-    """What is to be taken off float32 rows before a product: the mean of their first channels, near the row's own.
+def centre(p_tile, m_n, o_c, width, CENTRED: tl.constexpr, ACC: tl.constexpr):
+    """What is taken off float32 rows before a product, [rows]: the mean of their first channels, near the row's own.
 
     A row far from zero loses its digits in a product with the raw row whose part along the mean is taken off
-    afterwards. 16-bit rows have no such digits, and None for them means to multiply them as they are.
+    afterwards. 16-bit rows have no such digits: where not ``CENTRED``, nothing is read and the result is not used.
     """
-    if NORM != "layer" or p_tile.dtype.element_ty.primitive_bitwidth < 32:
-        return None
-    b_x = tl.load(p_tile, mask=m_n[:, None] & (o_c < width)[None, :], other=0.0).to(ACC)
-    return (tl.sum(b_x, 1) / tl.minimum(width, o_c.shape[0]).to(ACC)).to(p_tile.dtype.element_ty)
+    b_centre = tl.zeros([m_n.shape[0]], p_tile.dtype.element_ty)
+    if CENTRED:
+        b_x = tl.load(p_tile, mask=m_n[:, None] & (o_c < width)[None, :], other=0.0).to(ACC)
+        b_centre = (tl.sum(b_x, 1) / tl.minimum(width, o_c.shape[0]).to(ACC)).to(p_tile.dtype.element_ty)
+    return b_centre
 
 
 @triton.jit
-def row_tile(p_tile, m_x, b_centre):
-    """A tile of rows, less their centres, zeros outside."""
+def row_tile(p_tile, m_x, b_centre, CENTRED: tl.constexpr):
+    """A tile of rows, where ``CENTRED`` less their centres, zeros outside."""
     b_x = tl.load(p_tile, mask=m_x, other=0.0)
-    return b_x if b_centre is None else tl.where(m_x, b_x - b_centre[:, None], 0.0)
+    if CENTRED:
+        b_x = tl.where(m_x, b_x - b_centre[:, None], 0.0)
+    return b_x
 
 
 @triton.jit
@@ -109,7 +116,7 @@ def place(pointers, i_g, i_b, entry, FIELD: tl.constexpr, VECTOR: tl.constexpr):
 
 @triton.jit
 def read_tile(pointer, o_r, o_c, stride, rows, columns):
-    """A tile of a matrix whose rows lie ``stride`` apart, zeros outside it.  # [rows, columns]"""
+    """A tile of a matrix whose rows lie ``stride`` apart, zeros outside it: [rows, columns]."""
     mask = (o_r < rows)[:, None] & (o_c < columns)[None, :]
     return tl.load(pointer + o_r.to(tl.int64)[:, None] * stride + o_c[None, :], mask=mask, other=0.0)
 

@@ -86,8 +86,8 @@ class _Triton(_Backend):
             return "Triton is not installed; it comes with PyTorch for Linux, elsewhere use 'auto' or 'reference'"
         if "cpu" not in self.devices and not torch.cuda.is_available():
             return (
-                "there is no CUDA or ROCm device; use 'auto' or 'reference', or, for tests, set TRITON_INTERPRET=1 before "
-                "Python starts to run the kernels on CPU tensors in Triton's interpreter"
+                "there is no CUDA or ROCm device; use 'auto' or 'reference', or, for tests, set TRITON_INTERPRET=1 "
+                "before Python starts to run the kernels on CPU tensors in Triton's interpreter"
             )
         return ""
 

@@ -2,18 +2,22 @@
 
 The op itself is opaque (``torch.library.define`` + ``impl`` + ``register_fake``), so that ``torch.compile`` keeps it
 whole, and the ``autograd.Function`` stands outside it. Lists travel through the Function flat, because autograd does
-not look into lists.
+not look into lists; lists of results leave the op as one tensor, because an op's results must not share memory.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastav.ops._backends import implementation
+from fastav.ops._flat import Shape, apart, numel, together
+
+#: Shapes of a list of results, and its dtype.
+Results: TypeAlias = tuple[list[Shape], torch.dtype]
 
 _library = torch.library.Library("fastav", "DEF")
 
@@ -36,21 +40,21 @@ class ListOp:
         name: the op's name, and that of its implementation in each backend.
         lists: its tensor arguments in order, each a list or None; ``"gate"`` travels as a list of one.
         settings: its other arguments, by name.
-        fake: from the lists and settings to empty outputs, as ``register_fake`` wants it.
-        fake_kept: likewise to what the backward pass wants beside inputs and outputs; None for an op that wants neither.
+        outputs: from the lists and settings to the shapes and the dtype of the outputs.
+        kept: likewise to what the backward pass wants beside inputs and outputs; None if it wants neither.
     """
 
     name: str
     lists: tuple[str, ...]
     settings: tuple[str, ...]
-    fake: Callable[..., list[Tensor]]
-    fake_kept: Callable[..., list[Tensor]] | None = None
+    outputs: Callable[..., Results]
+    kept: Callable[..., Results] | None = None
 
     def __post_init__(self) -> None:
         inputs = ", ".join(f"Tensor[]? {name}" for name in self.lists)
         settings = "".join(f", {_SETTINGS[name]} {name}" for name in self.settings)
         backward = f"{self.name}_backward"
-        _library.define(f"{self.name}({inputs}{settings}) -> (Tensor[], Tensor[])")
+        _library.define(f"{self.name}({inputs}{settings}) -> (Tensor, Tensor[])")
         _library.define(f"{backward}(Tensor[] grads, Tensor[] kept, {inputs}{settings}, str[] wanted) -> Tensor[]")
         # One implementation for all devices: the choice of a backend is made inside, at each call.
         _library.impl(self.name, self._forward, "CompositeExplicitAutograd")
@@ -63,27 +67,32 @@ class ListOp:
         lists, settings = arguments[: len(self.lists)], arguments[len(self.lists) :]
         lengths = tuple(None if tensors is None else len(tensors) for tensors in lists)
         flat = [tensor for tensors in lists if tensors is not None for tensor in tensors]
-        return _Call.apply(self.name, self.lists, lengths, settings, *flat)
+        shapes = self.outputs(*arguments)[0], ([] if self.kept is None else self.kept(*arguments)[0])
+        return _Call.apply(self.name, self.lists, lengths, settings, shapes, *flat)
 
-    def _forward(self, *arguments: Any) -> tuple[list[Tensor], list[Tensor]]:
+    def _forward(self, *arguments: Any) -> tuple[Tensor, list[Tensor]]:
         tensors, settings = self._bind(arguments)
         function = implementation(f"{self.name}_forward", arguments[0][0].device, tensors)
-        return function(*tensors.values(), **settings)
+        outputs, kept = function(*tensors.values(), **settings)
+        return together(outputs), [together(kept)] if kept else []
 
     def _backward(self, grads: Sequence[Tensor], kept: Sequence[Tensor], *arguments: Any) -> list[Tensor]:
         *inputs, wanted = arguments
         tensors, settings = self._bind(inputs)
         function = implementation(f"{self.name}_backward", inputs[0][0].device, tensors)
         found = function(grads, kept, *tensors.values(), **settings, wanted=wanted)
-        return [grad for name in wanted for grad in found[name]]
+        return [together(found[name]) for name in wanted]
 
-    def _fake_forward(self, *arguments: Any) -> tuple[list[Tensor], list[Tensor]]:
-        return self.fake(*arguments), [] if self.fake_kept is None else self.fake_kept(*arguments)
+    def _fake_forward(self, *arguments: Any) -> tuple[Tensor, list[Tensor]]:
+        first = arguments[0][0]
+        results = [self.outputs(*arguments)] + ([] if self.kept is None else [self.kept(*arguments)])
+        outputs, *kept = [first.new_empty(sum(map(numel, shapes)), dtype=dtype) for shapes, dtype in results if shapes]
+        return outputs, kept
 
     def _fake_backward(self, grads: Sequence[Tensor], kept: Sequence[Tensor], *arguments: Any) -> list[Tensor]:
         *inputs, wanted = arguments
         lists = dict(zip(self.lists, inputs, strict=False))
-        return [tensor.new_empty(tensor.shape) for name in wanted for tensor in lists[name]]
+        return [lists[name][0].new_empty(sum(t.numel() for t in lists[name])) for name in wanted]
 
     def _bind(self, arguments: Sequence[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         tensors = dict(zip(self.lists, arguments, strict=False))
@@ -93,30 +102,34 @@ class ListOp:
 
 
 class _Call(torch.autograd.Function):
-    """A :class:`ListOp` with its gradient; saves the op's own inputs, and outputs only where it keeps more than those."""
+    """A :class:`ListOp` with its gradient; saves the op's own inputs, and outputs where it keeps more than those."""
 
     @staticmethod
-    def forward(ctx, name, names, lengths, settings, *flat):
+    def forward(ctx, name, names, lengths, settings, shapes, *flat):
         ctx.call = name, names, lengths, settings
-        outputs, kept = getattr(torch.ops.fastav, name)(*_lists(flat, lengths), *settings)
-        ctx.save_for_backward(*flat, *(outputs + kept if kept else ()))
+        together, kept = getattr(torch.ops.fastav, name)(*_lists(flat, lengths), *settings)
+        outputs = apart(together, shapes[0])
+        ctx.save_for_backward(*flat, *(outputs + apart(kept[0], shapes[1]) if kept else ()))
         return tuple(outputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads):
         name, names, lengths, settings = ctx.call
-        needs, saved = ctx.needs_input_grad[4:], ctx.saved_tensors
-        flat, kept = saved[: len(needs)], saved[len(needs) :]
-        wanted = [n for n, asked in zip(names, _lists(needs, lengths), strict=True) if asked and any(asked)]
-        backward = getattr(torch.ops.fastav, f"{name}_backward")
-        found = iter(backward(list(grads), list(kept), *_lists(flat, lengths), *settings, wanted))
-        gradients = []
-        for n, asked in zip(names, _lists(needs, lengths), strict=True):
-            for need in asked or ():
-                gradient = next(found) if n in wanted else None
-                gradients.append(gradient if need else None)
-        return None, None, None, None, *gradients
+        needs, saved = ctx.needs_input_grad[5:], ctx.saved_tensors
+        lists, kept = _lists(saved[: len(needs)], lengths), saved[len(needs) :]
+        asked = {n: need for n, need in zip(names, _lists(needs, lengths), strict=True) if need and any(need)}
+        found = getattr(torch.ops.fastav, f"{name}_backward")(list(grads), list(kept), *lists, *settings, list(asked))
+        results = dict(zip(asked, found, strict=True))
+        gradients: list[Tensor | None] = []
+        for n, given in zip(names, lists, strict=True):
+            tensors = given or []
+            if n in asked:
+                pieces = apart(results[n], [t.shape for t in tensors])
+                gradients += [piece if need else None for piece, need in zip(pieces, asked[n], strict=True)]
+            else:
+                gradients += [None] * len(tensors)
+        return None, None, None, None, None, *gradients
 
 
 def _lists(flat: Sequence, lengths: Sequence[int | None]) -> list[list | None]:

@@ -97,15 +97,15 @@ def _check_mask(taps: Sequence[Tensor], key_mask: Sequence[Tensor]) -> None:
         check_shape("distill", "key_mask", i, mask, tap.shape[:2], f"one bool a token of taps[{i}]")
 
 
-def _fake(taps, queries, weight, bias, key_mask, scale, norm, eps):
-    return [q.new_empty((len(x), q.shape[-2], x.shape[-1])) for x, q in zip(taps, queries, strict=True)]
+def _outputs(taps, queries, *_):
+    return [(len(x), q.shape[-2], x.shape[-1]) for x, q in zip(taps, queries, strict=True)], queries[0].dtype
 
 
-def _fake_kept(taps, queries, *_):
+def _kept(taps, queries, *_):
     wide = torch.float64 if torch.float64 in (taps[0].dtype, queries[0].dtype) else torch.float32
-    return [q.new_empty((len(x), q.shape[-2]), dtype=wide) for x, q in zip(taps, queries, strict=True)]
+    return [(len(x), q.shape[-2]) for x, q in zip(taps, queries, strict=True)], wide
 
 
 _distill = ListOp(
-    "distill", ("taps", "queries", "weight", "bias", "key_mask"), ("scale", "norm", "eps"), _fake, _fake_kept
+    "distill", ("taps", "queries", "weight", "bias", "key_mask"), ("scale", "norm", "eps"), _outputs, _kept
 )

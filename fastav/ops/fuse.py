@@ -93,15 +93,13 @@ def _check_gate(tokens: Sequence[Tensor], width: int, gate: Tensor | None, kind:
     return kind or fitting[0]
 
 
-def _fake(tokens, weights, biases, gate, norm, eps, gate_kind):
-    return [tokens[0].new_empty((*tokens[0].shape[:-1], weights[0].shape[-1]))]
+def _outputs(tokens, weights, *_):
+    return [(*tokens[0].shape[:-1], weights[0].shape[-1])], tokens[0].dtype
 
 
-def _fake_kept(tokens, weights, biases, gate, norm, eps, gate_kind):
-    if gate_kind != "token":
-        return []
+def _kept(tokens, weights, biases, gate, norm, eps, gate_kind):
     wide = torch.float64 if torch.float64 in (tokens[0].dtype, weights[0].dtype) else torch.float32
-    return [tokens[0].new_empty(tokens[0].shape[:-1], dtype=wide)]
+    return [tuple(tokens[0].shape[:-1])] if gate_kind == "token" else [], wide
 
 
-_fuse = ListOp("fuse", ("tokens", "weights", "biases", "gate"), ("norm", "eps", "gate_kind"), _fake, _fake_kept)
+_fuse = ListOp("fuse", ("tokens", "weights", "biases", "gate"), ("norm", "eps", "gate_kind"), _outputs, _kept)

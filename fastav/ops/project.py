@@ -8,7 +8,6 @@ projections of the few pooled rows, and the way back out.
 from collections.abc import Sequence
 from typing import Literal, overload
 
-import torch
 from torch import Tensor
 
 from fastav.ops._checks import check_choice, check_norm, check_shape, check_tensors
@@ -125,11 +124,11 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
     return all(a in (1, b) for a, b in zip(reversed(shape), reversed(to), strict=False))
 
 
-def _fake(tokens, weights, biases, residuals, norm, eps, activation, stack):
-    outputs = [t.new_empty((*t.shape[:-1], w.shape[-1])) for t, w in zip(tokens, weights, strict=True)]
-    return [torch.stack(outputs)] if stack else outputs
+def _outputs(tokens, weights, biases, residuals, norm, eps, activation, stack):
+    shapes = [(*t.shape[:-1], w.shape[-1]) for t, w in zip(tokens, weights, strict=True)]
+    return [(len(shapes), *shapes[0])] if stack else shapes, tokens[0].dtype
 
 
 _project = ListOp(
-    "project", ("tokens", "weights", "biases", "residuals"), ("norm", "eps", "activation", "stack"), _fake
+    "project", ("tokens", "weights", "biases", "residuals"), ("norm", "eps", "activation", "stack"), _outputs
 )

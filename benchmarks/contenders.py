@@ -1,0 +1,127 @@
+"""Who is timed: fastav's ops, and the ways there are to compute the same with PyTorch and xformers.
+
+Each contender is a function with an op's arguments, all of them by name, and its results. :class:`UnavailableError`
+says why one cannot serve here; one that serves but is wrong is a failure, see :mod:`benchmarks.accuracy`.
+"""
+
+import importlib
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks import plain
+from fastav import ops, reference
+
+Contender = Callable[..., Any]
+
+
+class UnavailableError(Exception):
+    """A contender cannot serve on this machine or these shapes; the message says why."""
+
+
+def eager(op: str) -> Contender:
+    """The definition, in PyTorch's eager mode, in float32 throughout."""
+    return getattr(reference, op)
+
+
+def plain_eager(op: str) -> Contender:
+    """What people write: layer by layer, in the taps' dtype."""
+    return getattr(plain, op)
+
+
+def compiled(op: str) -> Contender:
+    """The same-dtype PyTorch under ``torch.compile``."""
+    if not torch.cuda.is_available() and shutil.which("g++") is None:
+        raise UnavailableError("torch.compile needs a C++ compiler on the CPU; there is no g++")
+    torch._dynamo.reset()
+    return torch.compile(getattr(plain, op), fullgraph=True, dynamic=False)
+
+
+def ours(op: str) -> Contender:
+    """:mod:`fastav.ops` with the best backend of the device."""
+    return getattr(ops, op)
+
+
+def _keys(taps: Sequence[Tensor], weight: Any, bias: Any, norm: str, eps: float) -> list[Tensor]:
+    affine = zip(weight or [None] * len(taps), bias or [None] * len(taps), strict=True)
+    return [plain.normalize(x, norm, eps, w, b) for x, (w, b) in zip(taps, affine, strict=True)]
+
+
+def sdpa(taps, queries, *, weight, bias, key_mask, scale, norm, eps) -> list[Tensor]:
+    """``scaled_dot_product_attention`` over each normalised tap."""
+    outputs = []
+    for x, q in zip(_keys(taps, weight, bias, norm, eps), queries, strict=True):
+        rows = q.to(x.dtype).expand(len(x), -1, -1)
+        outputs.append(F.scaled_dot_product_attention(rows, x, x, scale=scale).to(q.dtype))
+    return outputs
+
+
+def stacked(taps, queries, *, weight, bias, key_mask, scale, norm, eps) -> list[Tensor]:
+    """Taps of one size stacked, then one batched computation a size, as Liger does with a list of layers."""
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for i, x in enumerate(taps):
+        groups[tuple(x.shape)].append(i)
+    outputs: list[Any] = [None] * len(taps)
+    for members in groups.values():
+        x = plain.normalize(torch.stack([taps[i] for i in members]), norm, eps)
+        if weight is not None:
+            x = x * torch.stack([weight[i] for i in members]).to(x.dtype)[:, None, None]
+            x = x + torch.stack([bias[i] for i in members]).to(x.dtype)[:, None, None]
+        q = torch.stack([queries[i] for i in members]).to(x.dtype)
+        q = q if q.ndim == 4 else q[:, None]
+        p = (q @ x.mT * (x.shape[-1] ** -0.5 if scale is None else scale)).softmax(-1)
+        for i, rows in zip(members, (p @ x).unbind(0), strict=True):
+            outputs[i] = rows.to(queries[i].dtype)
+    return outputs
+
+
+def block_diagonal(op: str) -> Contender:
+    """The attention of xformers over all samples of all taps of one width, concatenated, with a block-diagonal mask."""
+    try:
+        attention = importlib.import_module("xformers.ops")
+        masks = importlib.import_module("xformers.ops.fmha.attn_bias")
+    except (ImportError, RuntimeError, OSError) as error:
+        raise UnavailableError(f"xformers cannot be imported: {str(error).splitlines()[0]}") from error
+
+    def run(taps, queries, *, weight, bias, key_mask, scale, norm, eps) -> list[Tensor]:
+        groups: dict[int, list[int]] = defaultdict(list)
+        for i, x in enumerate(taps):
+            groups[x.shape[-1]].append(i)
+        keys, outputs = _keys(taps, weight, bias, norm, eps), [taps[0]] * len(taps)
+        for members in groups.values():
+            rows = [queries[i].to(taps[i].dtype).expand(len(taps[i]), -1, -1) for i in members]
+            q, k = (
+                torch.cat([t.flatten(0, 1) for t in ts])[None, :, None] for ts in (rows, [keys[i] for i in members])
+            )
+            mask = masks.BlockDiagonalMask.from_seqlens(
+                [r.shape[1] for r in rows for _ in r], [taps[i].shape[1] for i in members for _ in taps[i]]
+            )
+            try:
+                found = attention.memory_efficient_attention(q, k, k, attn_bias=mask, scale=scale)
+            except (NotImplementedError, ValueError) as error:
+                raise UnavailableError(f"xformers cannot serve: {_reasons(str(error))}") from error
+            for i, part in zip(members, found[0, :, 0].split([len(r) * r.shape[1] for r in rows]), strict=True):
+                outputs[i] = part.view(len(taps[i]), -1, part.shape[-1]).to(queries[i].dtype)
+        return outputs
+
+    return run
+
+
+def _reasons(message: str) -> str:
+    """What xformers says of each of its operators, on one line."""
+    lines = [line.strip() for line in message.splitlines()]
+    start = next((i for i, line in enumerate(lines) if "is not supported because" in line), 0)
+    return "; ".join(lines[start:])
+
+
+#: By op and name. What is built when a contender is asked for may raise :class:`UnavailableError`.
+CONTENDERS: dict[str, dict[str, Callable[[str], Contender]]] = {
+    op: {"ours": ours, "eager": eager, "plain": plain_eager, "compile": compiled}
+    for op in ("distill", "project", "fuse", "inject", "orthogonality")
+}
+CONTENDERS["distill"] |= {"sdpa": lambda op: sdpa, "stacked": lambda op: stacked, "xformers": block_diagonal}

@@ -1,0 +1,83 @@
+"""Where something was measured: device, driver, clocks, versions, commit, date."""
+
+import datetime
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import torch
+
+import fastav
+
+ROOT = Path(__file__).parents[1]
+
+NVIDIA = (
+    "driver_version",
+    "clocks.sm",
+    "clocks.mem",
+    "clocks.max.sm",
+    "clocks.max.mem",
+    "power.limit",
+    "temperature.gpu",
+)
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """One line of words for each thing that a figure depends on."""
+    found = {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": commit(),
+        "fastav": fastav.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": device_name(device),
+        "backends": ", ".join(name for name, status in fastav.backends().items() if status.usable),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found["memory"] = f"{properties.total_memory / 2**30:.0f} GiB"
+        found["multiprocessors"] = str(properties.multi_processor_count)
+        found |= {"hip": torch.version.hip} if torch.version.hip else {"cuda": str(torch.version.cuda)}
+        found |= _clocks(device)
+    else:
+        found["threads"] = str(torch.get_num_threads())
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    """The device's own name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " CPU"
+
+
+def commit() -> str:
+    """The commit of the checkout, with a plus sign if files differ from it, or "unknown"."""
+    try:
+        head = _run("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD").strip()
+        return head + ("+" if _run("git", "-C", str(ROOT), "status", "--porcelain").strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _version(module: str) -> str:
+    try:
+        return __import__(module).__version__
+    except ImportError:
+        return "none"
+
+
+def _clocks(device: torch.device) -> dict[str, str]:
+    """What the driver says of itself and of the clocks at this moment."""
+    if shutil.which("nvidia-smi"):
+        index = str(device.index or 0)
+        line = _run("nvidia-smi", "-i", index, f"--query-gpu={','.join(NVIDIA)}", "--format=csv,noheader")
+        return dict(zip(NVIDIA, (word.strip() for word in line.split(",")), strict=True))
+    if shutil.which("rocm-smi"):
+        return {"rocm-smi": _run("rocm-smi", "--showdriverversion", "--showclocks")}
+    return {}
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout

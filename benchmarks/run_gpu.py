@@ -1,0 +1,76 @@
+"""Prove and measure everything on the GPU at hand: ``python -m benchmarks.run_gpu``.
+
+First the checks (:mod:`benchmarks.checks`), then every contender on every op, the side branch as a whole, training
+steps, and a profile of the call that is furthest from the copy bandwidth. The report goes to
+``benchmarks/results/<device>/<date>.json`` and ``.md``. The exit status is 1 if a check fails or fastav's own ops
+cannot be timed, and 2 without a GPU. ``--smoke`` does all of it at small sizes on any device, to see that it runs: on a
+CPU, with ``TRITON_INTERPRET=1`` and ``FASTAV_BACKEND=triton``, in Triton's interpreter.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from benchmarks import checks
+from benchmarks.cases import HALVES, SIDES, SMALL, SMALL_SIDE, SWIN_STAGES
+from benchmarks.environment import environment
+from benchmarks.measure import survey
+from benchmarks.profiles import profiled, slowest
+from benchmarks.report import Report
+from benchmarks.side import ave_pair, branch_figures, small_pair, step_figures
+from benchmarks.timing import copy_bandwidth
+from benchmarks.workloads import FULL, TINY, workloads
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def full_scale(device: torch.device) -> checks.Scale:
+    """The checks at the sizes of two segments of the AVE step: what float64 has room for on any card."""
+    return checks.Scale(device, replace(SIDES["AVE"], segments=2), SWIN_STAGES)
+
+
+def small_scale(device: torch.device) -> checks.Scale:
+    """The checks at small sizes; compiled code is traced and not generated."""
+    return checks.Scale(device, SMALL_SIDE, SMALL[:2], (HALVES[1],), "aot_eager")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run everything and write the report."""
+    parser = argparse.ArgumentParser("python -m benchmarks.run_gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="small sizes, on any device")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where reports go")
+    parser.add_argument("--rounds", type=int, default=30, help="how often each call is timed")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available() and not options.smoke:
+        print("run_gpu: there is no CUDA or ROCm device here; --smoke runs all of it small on a CPU", file=sys.stderr)
+        return 2
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    rounds = 3 if options.smoke else options.rounds
+
+    report = Report(environment(device), copy_bandwidth(device))
+    for outcome in checks.run(small_scale(device) if options.smoke else full_scale(device)):
+        print(
+            f"{outcome.name}: {outcome.status}, {outcome.detail.splitlines()[0]} ({outcome.seconds:.1f} s)", flush=True
+        )
+        report.outcomes.append(outcome)
+    timed = workloads(TINY, device)[:1] if options.smoke else workloads(FULL, device)
+    report.figures, report.absences = survey(timed, report.bandwidth, rounds)
+    pair = small_pair(device) if options.smoke else ave_pair(device, clips=8)
+    report.branch = dict(branch_figures(pair, rounds))
+    report.steps = dict(step_figures(pair, rounds))
+    worst = slowest(report.figures)
+    report.profile = profiled(next(w for w in timed if w.case.name == worst))
+    written = report.write(options.results)
+    print(report.markdown())
+    print(f"written to {os.path.relpath(written[0])} and {os.path.relpath(written[1])}")
+    print("\n".join(f"FAILED {line}" for line in report.failed))
+    return int(bool(report.failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""The Mettle side branch as a whole: against PyTorch, by schedule, and beside its frozen backbones."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+import fastav
+from benchmarks import plain
+from benchmarks.accuracy import FACTOR
+from benchmarks.timing import Spread, measure
+from fastav import reference
+from fastav.adapters import distillation, mettle
+
+#: How Mettle can lay its work on streams.
+SCHEDULES = ("serial", "fused", "streamed")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two backbones and what they take: (clips, segments, ...) each."""
+
+    visual: nn.Module
+    audio: nn.Module
+    frames: Tensor
+    sound: Tensor
+    config: fastav.MettleConfig
+
+    def adapter(self, **changes: Any) -> fastav.MettleAdapter:
+        """An adapter of always the same weights, past its measuring batches."""
+        torch.manual_seed(0)
+        config = dataclasses.replace(self.config, **changes)
+        adapter = fastav.MettleAdapter(self.visual, self.audio, config).to(self.frames.device)
+        for parameter in adapter.distillation.to_output:  # starts at zero, which would hide half of the branch
+            nn.init.normal_(parameter, std=0.1)
+        if adapter.distillation.standardization is not None:
+            adapter.distillation.standardization.measuring = False
+        return adapter
+
+    def taps(self, adapter: fastav.MettleAdapter) -> tuple[list[Tensor], list[Tensor]]:
+        """The taps of both backbones."""
+        return adapter.visual(self.frames.flatten(0, 1)), adapter.audio(self.sound.flatten(0, 1))
+
+
+def ave_pair(device: torch.device, clips: int) -> Pair:
+    """Swin-V2-L at 192 px and HTS-AT, with random weights in bf16: the AVE step."""
+    import timm
+    import transformers
+
+    visual = timm.create_model("swinv2_large_window12_192", num_classes=0).to(device, torch.bfloat16)
+    audio: nn.Module = transformers.ClapAudioModel(transformers.ClapAudioConfig())
+    frames = torch.randn(clips, 10, 3, 192, 192, device=device)
+    sound = torch.randn(clips, 10, 1, 1001, 64, device=device)
+    return Pair(visual, audio.to(device, torch.bfloat16), frames, sound, fastav.MettleConfig(num_tokens=8, heads=1))
+
+
+def small_pair(device: torch.device) -> Pair:
+    """Two ViTs of two blocks, for machines without a GPU."""
+    import timm
+
+    def vit(width: int) -> nn.Module:
+        return timm.models.VisionTransformer(32, 16, embed_dim=width, depth=2, num_heads=2, num_classes=0).to(device)
+
+    frames, sound = torch.randn(2, 1, 2, 3, 32, 32, device=device).unbind(0)
+    return Pair(vit(24), vit(40), frames, sound, fastav.MettleConfig(num_tokens=3, heads=2, rank=4, width=20))
+
+
+@contextmanager
+def ops_from(module: ModuleType) -> Iterator[None]:
+    """Let the adapters call another module's five functions."""
+    with patch.object(distillation, "ops", module), patch.object(mettle, "ops", module):
+        yield
+
+
+def _branch(adapter: fastav.MettleAdapter, taps: tuple[list[Tensor], list[Tensor]], segments: int) -> Callable[[], Any]:
+    """Forward and backward of the side branch alone."""
+    parameters = [p for p in adapter.parameters() if p.requires_grad]
+
+    def run() -> Any:
+        out = adapter.forward_taps(*taps, num_segments=segments)
+        return torch.autograd.grad(out.visual.square().mean() + out.audio.square().mean(), parameters)
+
+    return run
+
+
+def branch_figures(pair: Pair, rounds: int) -> Iterator[tuple[str, Spread]]:
+    """Time the side branch, forward and backward, by whose ops it runs on; each is checked first."""
+    device, segments, adapter = pair.frames.device, pair.frames.shape[1], pair.adapter()
+    taps = pair.taps(adapter)
+    with ops_from(reference):
+        exact = _branch(adapter, taps, segments)()
+    ways = {"ours": (fastav.ops, False), "eager": (reference, False), "plain": (plain, False), "compile": (plain, True)}
+    for name, (module, compiled) in ways.items():
+        torch._dynamo.reset()
+        with ops_from(module):
+            run = _branch(adapter, taps, segments)
+            run = torch.compile(run) if compiled else run
+            check_close(run(), exact, taps[0][0].dtype, name)
+            yield name, measure([run], device, rounds)
+
+
+def check_close(found: Any, exact: Any, dtype: torch.dtype, name: str) -> None:
+    """Gradients agree as well as a chain of roundings in the taps' dtype lets them, by their root mean squares."""
+    for i, (a, b) in enumerate(zip(found, exact, strict=True)):
+        off, size = (a - b).float().norm().item(), b.float().norm().item()
+        limit = FACTOR * 10 * torch.finfo(dtype).eps  # some ten roundings lie between a tap and a gradient
+        assert off <= limit * size + 1e-7, f"{name}: gradient {i} is off by {off:.3g} of {size:.3g}"
+
+
+def step_figures(pair: Pair, rounds: int) -> Iterator[tuple[str, Spread]]:
+    """Time the frozen forward alone and whole training steps, by schedule; equal gradients are checked first."""
+    device, adapter = pair.frames.device, pair.adapter()
+    taps = measure([lambda: pair.taps(adapter)], device, rounds)
+    yield "frozen forward alone", taps
+    first: Any = None
+    for schedule in SCHEDULES:
+        adapter = pair.adapter(schedule=schedule)
+        parameters = [p for p in adapter.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=0.0)
+
+        def step(adapter=adapter, optimizer=optimizer) -> None:
+            optimizer.zero_grad()
+            out = adapter(pair.frames, pair.sound)
+            (out.visual.square().mean() + out.audio.square().mean()).backward()
+            optimizer.step()
+
+        step()
+        gradients = [p.grad.clone() for p in parameters if p.grad is not None]
+        first = first or gradients
+        for a, b in zip(gradients, first, strict=True):
+            assert torch.equal(a, b), f"schedule {schedule}: other gradients than {SCHEDULES[0]}"
+        yield f"training step, {schedule}", measure([step], device, rounds)

@@ -1,0 +1,53 @@
+"""The five ops against their peers: ``pytest benchmarks``. On a CPU small sizes, as a smoke test; no time ever fails.
+
+Every contender proves right before it is timed. The times are the device's, with the host's share where the host is
+slower than the device; ``python -m benchmarks.run_gpu`` measures the device alone.
+"""
+
+import pytest
+import torch
+
+from benchmarks.contenders import CONTENDERS, UnavailableError
+from benchmarks.measure import checked
+from benchmarks.timing import clock, copy_bandwidth
+from benchmarks.workloads import DIRECTIONS, sizing_for, workloads
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+WORKLOADS = {w.case.name: w for w in workloads(sizing_for(DEVICE), DEVICE)}
+PAIRS = [(name, contender) for name, w in WORKLOADS.items() for contender in CONTENDERS[w.case.op]]
+ROUNDS = 20 if DEVICE.type == "cuda" else 5
+
+
+@pytest.fixture(scope="session")
+def bandwidth() -> float:
+    """Bytes a second of a large copy."""
+    return copy_bandwidth(DEVICE)
+
+
+@pytest.mark.benchmark(timer=clock(DEVICE))
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(("case", "contender"), PAIRS, ids=[f"{case}-{contender}" for case, contender in PAIRS])
+def test_op(benchmark, bandwidth, case, contender, direction):
+    """Check one contender, time it over clones that outlast the caches, and note what it moves."""
+    workload = WORKLOADS[case]
+    try:
+        function = checked(workload, contender)
+    except UnavailableError as error:
+        pytest.skip(str(error))
+    benchmark.group = f"{case}, {direction}"
+    calls = workload.calls(function, direction)
+    turns = iter(range(10**9))
+    benchmark.pedantic(
+        lambda call: call(),
+        setup=lambda: ((calls[next(turns) % len(calls)],), {}),
+        rounds=ROUNDS,
+        warmup_rounds=min(len(calls), ROUNDS),
+    )
+    if benchmark.stats is not None:  # not under --benchmark-disable
+        moved, median = workload.bytes(direction), benchmark.stats.stats.median
+        benchmark.extra_info |= {
+            "bytes": moved,
+            "GB/s": moved / median / 1e9,
+            "share of copy bandwidth": moved / median / bandwidth,
+            "iqr": benchmark.stats.stats.iqr,
+        }

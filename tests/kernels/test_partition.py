@@ -1,0 +1,135 @@
+"""How work is cut into programs: it shows in no bit of a result, and no partial result is lost."""
+
+import importlib
+import math
+
+import pytest
+import torch
+
+from fastav import kernels, ops, reference
+from fastav.kernels import launch
+
+
+def taps_and_queries(shapes, rows, dtype=torch.float32, per_sample=False):
+    generator = torch.Generator().manual_seed(0)
+    taps = [torch.randn(*shape, generator=generator).to(dtype) for shape in shapes]
+    lead = [(shape[0], rows) if per_sample else (rows,) for shape in shapes]
+    queries = [torch.randn(*at, shape[-1], generator=generator) for at, shape in zip(lead, shapes, strict=True)]
+    return taps, [q.requires_grad_() for q in queries]
+
+
+def gradients(taps, queries):
+    outputs = ops.distill(taps, queries)
+    return outputs, torch.autograd.grad([o.sin().sum() for o in outputs], queries)
+
+
+SHAPES = [(2, 300, 24), (3, 65, 10), (1, 7, 130)]
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_a_tap_in_parts_is_the_tap(monkeypatch, launches, per_sample):
+    taps, queries = taps_and_queries(SHAPES, 3, torch.float64, per_sample)
+    queries = [q.detach().double().requires_grad_() for q in queries]
+    whole = gradients(taps, queries)
+    distill, distill_backward = (
+        importlib.import_module(f"fastav.kernels.{n}") for n in ("distill", "distill_backward")
+    )
+    monkeypatch.setattr(distill, "FORWARD_BYTES", 1)  # one tile a program, the most parts there can be
+    monkeypatch.setattr(distill_backward, "MOST", 1)
+    monkeypatch.setattr(distill_backward, "FEWEST", 1)
+    distill._plan_forward.cache_clear(), distill_backward._plan_backward.cache_clear()
+    programs = []
+    launch.hooks.append(lambda this: programs.append((this.name, this.programs)))
+    parts = gradients(taps, queries)
+    launch.hooks.pop()
+    distill._plan_forward.cache_clear(), distill_backward._plan_backward.cache_clear()
+    block = launch.blocks("distill_fwd_kernel", "interpreter", 8).sizes["BLOCK_N"]
+    tiles = sum(b * math.ceil(n / block) for b, n, _ in SHAPES)
+    assert programs[0] == ("distill_fwd_kernel", tiles)
+    for one, other in zip(whole, parts, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert (a - b).abs().max() <= 1e-13  # float64: two orders of adding 300 numbers of size 1
+
+
+def test_counters_are_left_at_zero():
+    taps, queries = taps_and_queries([(2, 3000, 96)], 3)  # 1.2 MB a sample: three parts
+    ops.distill(taps, queries)
+    fuse = [torch.randn(2, 3, 8) for _ in range(9)], [torch.randn(8, 4) for _ in range(9)]
+    ops.fuse(*fuse)
+    ops.orthogonality(fuse[0])
+    assert launch._arrivals
+    assert not any(counters.any() for counters in launch._arrivals.values())
+
+
+def test_what_else_is_in_a_launch_changes_no_bit():
+    # What schedule="streamed" rests on, which pools the same taps in several launches.
+    taps, queries = taps_and_queries([(2, 2000, 96), (3, 65, 10), (2, 144, 48)], 3, torch.float16)
+    together, d_together = gradients(taps, queries)
+    for i in range(len(taps)):
+        alone, d_alone = gradients(taps[i : i + 1], queries[i : i + 1])
+        assert torch.equal(alone[0], together[i])
+        assert torch.equal(d_alone[0], d_together[i])
+
+
+def test_what_else_is_in_the_batch_changes_no_bit_forward():
+    taps, queries = taps_and_queries([(4, 2000, 96), (4, 65, 10)], 3, torch.float16)
+    together = ops.distill(taps, queries)
+    for b in range(4):
+        alone = ops.distill([tap[b : b + 1] for tap in taps], queries)
+        assert all(torch.equal(a[0], t[b]) for a, t in zip(alone, together, strict=True))
+
+
+def test_one_storage_or_many_is_the_same():
+    # Views of one tensor travel as one pointer, others as a tuple of them.
+    taps, queries = taps_and_queries(SHAPES, 3)
+    flat = torch.cat([tap.flatten() for tap in taps]).split([tap.numel() for tap in taps])
+    views = [piece.view_as(tap) for piece, tap in zip(flat, taps, strict=True)]
+    assert len(launch.Operand.of(views).pointers(range(3))) == 1
+    assert len(launch.Operand.of(taps).pointers(range(3))) == 4
+    for a, b in zip(ops.distill(taps, queries), ops.distill(views, queries), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_offsets_beyond_32_bits():
+    # Samples 2^31 + 64 elements apart: memory that is asked for and, but for a few pages, never touched.
+    gap, tokens, width = 2**31 + 64, 33, 16
+    room = torch.empty(2 * gap, dtype=torch.float16)
+    tap = room.as_strided((2, tokens, width), (gap, width, 1))
+    tap.copy_(torch.randn(2, tokens, width, generator=torch.Generator().manual_seed(1)))
+    assert tap[1].storage_offset() > 2**31
+    queries = torch.randn(3, width, requires_grad=True)
+    (far,), (near,) = ops.distill([tap], [queries]), ops.distill([tap.clone()], [queries])
+    assert torch.equal(far, near)
+    upstream = torch.randn_like(far)
+    d_far, d_near = (torch.autograd.grad(out, queries, upstream)[0] for out in (far, near))
+    assert torch.equal(d_far, d_near)
+
+
+def test_rows_beyond_32_bits():
+    # Tokens 2^27 elements apart: the stride fits into 32 bits, its product with a token's number does not.
+    gap, tokens, width = 2**27, 18, 16
+    room = torch.empty(gap * tokens, dtype=torch.float16)
+    tap = room.as_strided((1, tokens, width), (0, gap, 1))
+    tap.copy_(torch.randn(1, tokens, width, generator=torch.Generator().manual_seed(2)))
+    queries = torch.randn(3, width)
+    (far,), (near,) = ops.distill([tap], [queries]), ops.distill([tap.clone()], [queries])
+    assert torch.equal(far, near)
+
+
+@pytest.mark.parametrize("op", ["distill", "inject"])
+def test_float64_is_exact_enough_for_the_reference(op):
+    # 1536 tokens in several tiles and blocks of more than 32 query rows, unlike anything in a single tile.
+    generator = torch.Generator().manual_seed(3)
+    tap, rows = (torch.randn(*s, generator=generator, dtype=torch.float64) for s in ((2, 777, 130), (2, 40, 130)))
+    arguments = ([tap], [rows]) if op == "distill" else ([tap], [rows], [rows.flip(1)])
+    (actual,), (expected,) = getattr(ops, op)(*arguments), getattr(reference, op)(*arguments)
+    assert (actual - expected).abs().max() <= 1e-13  # float64: sums of 777 numbers of size 1
+
+
+def test_what_the_kernels_refuse():
+    wide = {"features": [torch.zeros(1, 4, 8)], "keys": [torch.zeros(1, 300, 8)], "values": [torch.zeros(1, 300, 8)]}
+    assert "300" in kernels.refusal("inject_forward", wide)
+    with pytest.raises(RuntimeError, match=r"does not serve this call.*300"):
+        ops.inject(**wide)
+    assert "200" in kernels.refusal("orthogonality_forward", {"tokens": [torch.zeros(1, 200, 8)]})
+    assert not kernels.refusal("orthogonality_forward", {"tokens": [torch.zeros(1, 128, 8)]})
