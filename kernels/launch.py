@@ -218,7 +218,8 @@ class Operand:
         tensors = tuple([t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous() for t in tensors])
         item = tensors[0].element_size()
         bases = {t.data_ptr() - t.storage_offset() * item for t in tensors}
-        base = tensors[0].as_strided((1,), (1,), 0) if len(bases) == 1 else None
+        one = len(bases) == 1 and any(t.numel() for t in tensors)
+        base = tensors[0].as_strided((1,), (1,), 0) if one else None
         sizes = tuple([(t.shape, t.stride(), 0 if base is None else t.storage_offset()) for t in tensors])
         return cls(tensors, sizes, base)
 
