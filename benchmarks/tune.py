@@ -146,6 +146,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not asked or size != next(s for s in (2, 4) if s in entry["bytes"]):
                 continue
             chosen = launching(entry["kernel"], available)
+            if not chosen:
+                print(f"{entry['kernel']}: no workload launches it; its entry stays", flush=True)
+                continue
 
             def timer(candidate: Entry, i: int = i, chosen: list[Workload] = chosen) -> float:
                 with using([*table[:i], candidate, *table[i + 1 :]]):

@@ -223,7 +223,8 @@ def distill_backward(
     rows, like, small = queries[0].shape[-2], taps[0], tuple(n for n in ("queries", "weight", "bias") if n in wanted)
     lists = (taps, queries, weight, bias, key_mask, grads, kept[: len(taps)], kept[len(taps) :])
     operands: list[Any] = [Operand.of(tensors) for tensors in lists]
-    block, block_r = tile_sizes("distill_bwd_kernel", like, rows)
+    into_taps = "_into_taps" if "taps" in wanted else ""  # which takes more registers, so smaller blocks
+    block, block_r = tile_sizes(f"distill_bwd_kernel{into_taps}", like, rows)
     tap_blocks = triton.cdiv(rows, block_r) if "taps" in wanted else 0
     sizes = (None if o is None else o.sizes for o in operands)
     acc, acc_type = accumulator(like, queries[0])
