@@ -101,9 +101,9 @@ def fuse_fwd_kernel(
     x_first, x_other = pick_two(tokens, first, other, VECTOR)
     w_first, w_other = pick_two(weights, first, other, W_VECTOR)
     b_first, b_other = (None, None) if biases is None else pick_two(biases, first, other, 1)
-    for i_l in tl.range(first, last, disable_licm=True):
+    for i_l in range(first, last):
         layer = p_layers + i_l * FIELDS
-        inner, width, stride_w = size(layer, 1), size(layer, 2, VECTOR), size(layer, 7, W_VECTOR)
+        inner, width, stride_w = size(layer, 1), size(layer, 2, VECTOR), stride(layer, 7, W_VECTOR)
         o_x = row_offsets(o_m, inner, stride(layer, 4, VECTOR), stride(layer, 5, VECTOR))
         p_x = either(x_first, x_other, i_l == first, VECTOR) + stride(layer, 6, VECTOR) + o_x
         p_w = either(w_first, w_other, i_l == first, W_VECTOR) + stride(layer, 8, W_VECTOR)
