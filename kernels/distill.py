@@ -37,7 +37,18 @@ from .launch import (
     precision,
     table,
 )
-from .shared import LOG2E, add_to_statistics, centre, find, inverse_deviation, pick, row_tile, size, stride
+from .shared import (
+    LOG2E,
+    add_to_statistics,
+    centre,
+    find,
+    inverse_deviation,
+    narrow_along,
+    pick,
+    row_tile,
+    size,
+    stride,
+)
 
 #: What one forward program reads at most of a tap: small enough to fill a large device from one clip, large enough that
 #: what is written beside it where a sample has several parts stays below a tenth.
@@ -110,7 +121,7 @@ def distill_fwd_kernel(
     stride_r = size(entry, 7, Q_VECTOR)
     p_w = None if weights is None else pick(weights, i_g) + stride(entry, 16)
     p_b = None if biases is None else pick(biases, i_g) + stride(entry, 17)
-    p_out = out + stride(entry, 10, 16) + (i_b * ROWS + o_r[None, :]) * width
+    p_out = out + stride(entry, 10, VECTOR) + (i_b * ROWS + o_r[None, :]) * width
     p_lse = lse + tl.load(entry + 11) + i_b * ROWS + o_r
     p_slot = slots + stride(entry, 12, 16) + local.to(tl.int64) * (BLOCK_R * (width + 2))
     o_slot = tl.arange(0, BLOCK_R)
@@ -151,7 +162,7 @@ def distill_fwd_kernel(
         b_p = tl.exp2(b_s - b_shift[None, :])
         b_sum = b_sum * b_keep + tl.sum(b_p, 0)
         b_max = b_new
-        b_a = (b_p * b_inverse[:, None]).to(X)
+        b_a, b_top = narrow_along(b_p * b_inverse[:, None], 0, X)
         b_offset = tl.sum(b_a.to(ACC) * b_mean[:, None], 0)
 
         done = (n + BLOCK_N >= last) & (parts == 1)
@@ -161,7 +172,8 @@ def distill_fwd_kernel(
             o_d = d + o_c
             m_o = (o_d < width)[:, None] & m_r[None, :]
             b_x = row_tile(p_tile + d, m_n[:, None] & (o_d < width)[None, :], b_centre, CENTRED)
-            b_o = tl.dot(tl.trans(b_x), b_a, input_precision=PRECISION, out_dtype=ACC) - b_offset[None, :]
+            b_o = tl.dot(tl.trans(b_x), b_a, input_precision=PRECISION, out_dtype=ACC)
+            b_o = (b_o - b_offset[None, :]) * b_top[None, :]
             p_rows = p_slot + o_slot[None, :] * width + o_d[:, None]
             if n > first:
                 b_o += tl.load(p_rows, mask=m_o, other=0.0) * b_keep[None, :]

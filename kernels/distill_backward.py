@@ -25,21 +25,25 @@ from torch import Tensor
 
 from .distill import query_tile, score_scale, tile_sizes
 from .launch import Flat, Operand, Traffic, accumulator, chip, elements, items, launch, planned, precision, table
-from .shared import LOG2E, add_to_statistics, centre, find, inverse_deviation, pick, row_tile, size, stride, sum_slots
+from .shared import (
+    LOG2E,
+    add_to_statistics,
+    centre,
+    find,
+    inverse_deviation,
+    narrow_along,
+    pick,
+    row_tile,
+    size,
+    stride,
+    sum_slots,
+)
 
 #: Tokens a program reads for each query row, whose gradient it writes and the second launch reads: 48 keep a large
 #: device busy from one clip, 96 halve those bytes where a tap is long enough for PROGRAMS such programs.
 FEWEST, MOST, PROGRAMS = 48, 96, 8
 
 FIELDS = tl.constexpr(29)
-
-
-@triton.jit
-def narrow(b_a, X: tl.constexpr):
-    """Columns in dtype ``X``, each over its largest number: gradients of any size keep their digits in 16 bits."""
-    b_top = tl.max(tl.abs(b_a), 0)
-    b_top = tl.where(b_top > 0, b_top, 1.0)
-    return (b_a / b_top[None, :]).to(X), b_top
 
 
 @triton.jit
@@ -137,10 +141,10 @@ def distill_bwd_kernel(
             b_p = tl.exp2((b_s * scale - tl.where(b_some, b_lse, 0.0)[None, :]) * LOG2E)
             b_p = tl.where(m_n[:, None], b_p, 0.0)
             b_ds = b_p * (b_d - b_delta[None, :]) * scale
-            b_a, b_top = narrow(b_ds * b_inverse[:, None], X)
+            b_a, b_top = narrow_along(b_ds * b_inverse[:, None], 0, X)
             b_offset = tl.sum(b_a.to(ACC) * b_mean[:, None], 0)
             if AFFINE_GRAD:
-                b_pa = (b_p * b_inverse[:, None]).to(X)
+                b_pa, b_most = narrow_along(b_p * b_inverse[:, None], 0, X)
                 b_shift = tl.sum(b_pa.to(ACC) * b_mean[:, None], 0)
             if d_taps is not None:
                 b_first = tl.sum(b_p * (b_all * b_peak)[None, :] + b_ds * b_total[None, :], 1) / width
@@ -155,7 +159,8 @@ def distill_bwd_kernel(
                 b_z = tl.dot(tl.trans(b_x), b_a, input_precision=PRECISION, out_dtype=ACC)
                 b_z = (b_z - b_offset[None, :]) * b_top[None, :]
                 if AFFINE_GRAD:
-                    b_pz = tl.dot(tl.trans(b_x), b_pa, input_precision=PRECISION, out_dtype=ACC) - b_shift[None, :]
+                    b_pz = tl.dot(tl.trans(b_x), b_pa, input_precision=PRECISION, out_dtype=ACC)
+                    b_pz = (b_pz - b_shift[None, :]) * b_most[None, :]
                     b_do = query_tile(p_grad, None, o_d, o_r, stride_g, width, ROWS, ACC)
                     b_dw = tl.sum(b_pz * b_do + b_z * query_tile(p_q, None, o_d, o_r, stride_r, width, ROWS, ACC), 1)
                     b_db = tl.sum(tl.where(b_some[None, :] & (i_t == 0), b_do, 0.0), 1)
@@ -182,7 +187,7 @@ def distill_bwd_kernel(
                     if NORM != "none":
                         b_unit = (b_x.to(ACC) - b_mean[:, None]) * b_inverse[:, None]
                         b_dx = (b_dx - b_unit * b_second[:, None]) * b_inverse[:, None]
-                    o_dx = stride(entry, 28, 16) + (i_b * tokens + o_n[:, None]) * width + o_d[None, :]
+                    o_dx = stride(entry, 28, VECTOR) + (i_b * tokens + o_n[:, None]) * width + o_d[None, :]
                     m_dx = (o_n < tokens)[:, None] & m_d[None, :]
                     if R_BLOCKS > 1:
                         if i > 0:

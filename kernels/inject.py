@@ -125,7 +125,7 @@ def inject_fwd_kernel(
     p_x, stride_x = place(features, i_g, i_b, entry, 3, VECTOR)
     p_k, stride_k = place(keys, i_g, i_b, entry, 6, K_VECTOR)
     p_v, stride_v = place(values, i_g, i_b, entry, 9, V_VECTOR)
-    p_out = out + stride(entry, 12, 16) + (i_b * tokens + o_n[:, None]) * width
+    p_out = out + stride(entry, 12, VECTOR) + (i_b * tokens + o_n[:, None]) * width
 
     b_p, _, _, _, _ = attend(
         p_x, stride_x, p_k, stride_k, o_n, tokens, width,
@@ -178,7 +178,7 @@ def inject_bwd_kernel(
     p_v, stride_v = place(values, i_g, i_b, entry, 10, V_VECTOR)
     p_g, stride_g = place(grads, i_g, i_b, entry, 13, G_VECTOR)
     slot = stride(entry, 16, 16) + (part * tl.load(entry + 17) + i_b) * (ROWS * width)
-    rows = stride(entry, 18, 16) + i_b * (ROWS * width)
+    rows = stride(entry, 18, VECTOR) + i_b * (ROWS * width)
     X: tl.constexpr = features[0].dtype.element_ty
 
     first, last = part * length, tl.minimum((part + 1) * length, tokens)
@@ -214,7 +214,7 @@ def inject_bwd_kernel(
             b_z, b_top = narrow_along(b_ds, 1, X)
             b_first = tl.sum(b_z.to(ACC) * b_total[None, :], 1) / width
             b_second = tl.sum(b_z.to(ACC) * b_s, 1) / width
-            p_dx = d_features + stride(entry, 19, 16) + (i_b * tokens + o_n[:, None]) * width
+            p_dx = d_features + stride(entry, 19, VECTOR) + (i_b * tokens + o_n[:, None]) * width
             for d in range(0, width, BLOCK_D):
                 b_k = read_tile(p_k, o_m, d + o_c, stride_k, ROWS, width).to(X)
                 b_dz = tl.dot(b_z, b_k, input_precision=PRECISION, out_dtype=ACC)

@@ -24,7 +24,7 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 #: Called with each :class:`Launch` right before it runs.
 hooks: list[Callable[["Launch"], None]] = []
 
-#: Results of one launch lie in one buffer, each beginning at a multiple of this many elements: 16 bytes at least.
+#: What begins at a multiple of this many elements can be read and written in vectors, whatever its dtype.
 ALIGNMENT = 16
 
 
@@ -172,11 +172,12 @@ def precision(dtype: torch.dtype, chip: str) -> str:
     """How float32 operands are multiplied.
 
     Where there are TF32 units, by three of their products, which lose no more than float32 itself; by one where the
-    user allowed it through ``torch.backends.cuda.matmul.allow_tf32``.
+    user allowed it, ``torch.backends.cuda.matmul.fp32_precision = "tf32"``.
     """
     if dtype != torch.float32 or not chip.startswith("sm_"):
         return "ieee"
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+    # The newer of torch's two switches; reading the older one after the newer was set is an error.
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
 def accumulator(*tensors: Tensor) -> tuple[torch.dtype, tl.dtype]:
@@ -194,8 +195,8 @@ class Operand:
 
     Attributes:
         tensors: the tensors, of last stride 1.
-        sizes: shape, strides and offset from its pointer of each: all that a plan depends on.
-        base: the beginning of the one storage they share, or None.
+        sizes: shape, strides and offset from its pointer of each, in elements: all that a plan depends on.
+        base: the first in memory where all lie in one storage, or None.
     """
 
     tensors: tuple[Tensor, ...]
@@ -218,9 +219,10 @@ class Operand:
         tensors = tuple([t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous() for t in tensors])
         item = tensors[0].element_size()
         bases = {t.data_ptr() - t.storage_offset() * item for t in tensors}
-        one = len(bases) == 1 and any(t.numel() for t in tensors)
-        base = tensors[0].as_strided((1,), (1,), 0) if one else None
-        sizes = tuple([(t.shape, t.stride(), 0 if base is None else t.storage_offset()) for t in tensors])
+        # Counted from the first of them in memory, so that the same layout elsewhere in a storage is the same plan.
+        base = min(tensors, key=Tensor.storage_offset) if len(bases) == 1 and all(t.numel() for t in tensors) else None
+        start = 0 if base is None else base.storage_offset()
+        sizes = tuple([(t.shape, t.stride(), 0 if base is None else t.storage_offset() - start) for t in tensors])
         return cls(tensors, sizes, base)
 
     def pointers(self, order: Sequence[int]) -> tuple[Tensor, ...]:
@@ -258,13 +260,17 @@ class Flat:
     size: int
 
     @classmethod
-    def of(cls, shapes: Sequence[Sequence[int]]) -> "Flat":
-        """Lay tensors of these shapes side by side, each aligned."""
+    def of(cls, shapes: Sequence[Sequence[int]], alignment: int = 1) -> "Flat":
+        """Lay tensors of these shapes side by side, each beginning at a multiple of ``alignment`` elements.
+
+        Results leave an op as one tensor, so there are no gaps between them: each begins where their sizes put it,
+        which is a multiple of whatever divides all their widths.
+        """
         offsets, size = [], 0
         for shape in shapes:
             offsets.append(size)
             numel = functools.reduce(int.__mul__, shape, 1)
-            size += -(-numel // ALIGNMENT) * ALIGNMENT
+            size += -(-numel // alignment) * alignment
         return cls(tuple(tuple(s) for s in shapes), tuple(offsets), size)
 
     def empty(self, like: Tensor, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
@@ -332,22 +338,31 @@ def arrivals(count: int, like: Tensor) -> Tensor:
     return _arrivals[key]
 
 
+#: How many plans one function remembers.
+PLANS = 256
+
 _held: dict[int, Any] = {}
 
 
 def planned(make: Callable) -> Callable:
     """Cache a function that makes a plan (tables and offsets) from shapes, strides and a device, all hashable.
 
-    A plan that was used while a CUDA graph was captured is held for good, as the graph reads its tables.
+    A plan that was used while a CUDA graph was captured is held for good, as the graph reads its tables. All others
+    are forgotten together when they are too many, once nothing on the device can still be reading them.
     """
-    cached = functools.lru_cache(maxsize=256)(make)
+    cached = functools.lru_cache(maxsize=None)(make)
 
     @functools.wraps(make)
     def plan(*arguments: Any) -> Any:
+        capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+        if cached.cache_info().currsize >= PLANS and not capturing:
+            for device in {a for a in arguments if isinstance(a, torch.device) and a.type == "cuda"}:
+                torch.cuda.synchronize(device)
+            cached.cache_clear()
         found = cached(*arguments)
-        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        if capturing:
             _held[id(found)] = found
         return found
 
-    plan.cache_clear = cached.cache_clear  # type: ignore[attr-defined]
+    plan.cache_clear, plan.cache_info = cached.cache_clear, cached.cache_info  # type: ignore[attr-defined]
     return plan

@@ -54,8 +54,8 @@ def step_tile(p_g, gate, o_e, m_m, columns, b_alpha, b_beta, GATE: tl.constexpr,
 def linear_bwd_kernel(
     tokens, weights, steps, grads, gate, rows, partials, d_tokens, d_weights, d_biases, d_residuals, d_gate, table,
     COUNT: tl.constexpr, LAYERS: tl.constexpr, VECTOR: tl.constexpr, W_VECTOR: tl.constexpr, S_VECTOR: tl.constexpr,
-    G_VECTOR: tl.constexpr, E_VECTOR: tl.constexpr, NORM: tl.constexpr, GATE: tl.constexpr, ACC: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
+    G_VECTOR: tl.constexpr, E_VECTOR: tl.constexpr, R_VECTOR: tl.constexpr, NORM: tl.constexpr, GATE: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """All gradients; which block of which one a program makes stands in the table.
 
@@ -86,7 +86,7 @@ def linear_bwd_kernel(
             E_VECTOR, NORM, GATE, ACC, PRECISION, BLOCK_M, BLOCK_E, BLOCK_D,
         )  # fmt: skip
     if d_residuals is not None and kind == RESIDUALS:
-        residual_gradient(p_out, d_residuals, entry, local, G_VECTOR, E_VECTOR, ACC, BLOCK_M, BLOCK_E)
+        residual_gradient(p_out, d_residuals, entry, local, G_VECTOR, E_VECTOR, R_VECTOR, ACC, BLOCK_M, BLOCK_E)
     if d_gate is not None and kind == GATE_KIND:
         gate_gradient(gate, partials, d_gate, entry, local, LAYERS, GATE, ACC, BLOCK_M, BLOCK_E)
 
@@ -132,7 +132,7 @@ def tokens_gradient(
             b_dx -= (tl.load(p_rows + 2 * count + o_m, mask=m_m, other=0.0) / width)[:, None]
         b_c2 = (tl.load(p_rows + 3 * count + o_m, mask=m_m, other=0.0) / width)[:, None]
         b_dx = (b_dx - b_z * (b_inverse * b_c2)) * b_inverse
-    p_dx = d_tokens + stride(entry, 15, 16) + o_m.to(tl.int64)[:, None] * width + o_d[None, :]
+    p_dx = d_tokens + stride(entry, 15, VECTOR) + o_m.to(tl.int64)[:, None] * width + o_d[None, :]
     tl.store(p_dx, b_dx.to(d_tokens.dtype.element_ty), mask=m_x)
 
 
@@ -188,7 +188,7 @@ def weights_gradient(
 
     if d_weights is not None:
         b_dw -= b_offset[None, :]
-        p_dw = d_weights + stride(entry, 15, 16) + o_d.to(tl.int64)[:, None] * columns + o_e[None, :]
+        p_dw = d_weights + stride(entry, 15, E_VECTOR) + o_d.to(tl.int64)[:, None] * columns + o_e[None, :]
         tl.store(p_dw, b_dw.to(d_weights.dtype.element_ty), mask=m_d[:, None] & m_e[None, :])
     if d_biases is not None:
         tl.store(d_biases + tl.load(entry + 16) + o_e, b_db.to(d_biases.dtype.element_ty), mask=m_e & (i_d == 0))
@@ -196,15 +196,15 @@ def weights_gradient(
 
 @triton.jit
 def residual_gradient(
-    p_g, d_residuals, entry, local, G_VECTOR: tl.constexpr, E_VECTOR: tl.constexpr, ACC: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr,
+    p_g, d_residuals, entry, local, G_VECTOR: tl.constexpr, E_VECTOR: tl.constexpr, R_VECTOR: tl.constexpr,
+    ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """A residual's gradient: a copy of a block of ``g``, or for one row the sum of all that it was added to."""
     count, inner, columns = size(entry, 2), size(entry, 3), size(entry, 5, E_VECTOR)
     terms, inner_terms, own_columns = size(entry, 6), size(entry, 7), size(entry, 8)
     g_b, g_m = stride(entry, 11, G_VECTOR), stride(entry, 12, G_VECTOR)
     p_g += stride(entry, 13, G_VECTOR)
-    p_out = d_residuals + stride(entry, 15, 16)
+    p_out = d_residuals + stride(entry, 15, R_VECTOR)
     o_b = tl.arange(0, BLOCK_E)
     o_k = tl.arange(0, BLOCK_M)
     blocks = tl.cdiv(own_columns, BLOCK_E)

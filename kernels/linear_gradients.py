@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Flat, Operand, Traffic, chip, launch, planned, precision, table
+from .launch import ALIGNMENT, Flat, Operand, Traffic, chip, launch, planned, precision, table
 from .linear import ROW_NUMBERS, bytes_of, common_columns, fitted, geometry, row_strides, rows_of
 from .linear_backward import GATE_KIND, RESIDUALS, TOKENS, WEIGHTS, linear_bwd_kernel
 
@@ -94,8 +94,9 @@ def gradients(
     constants = {
         "COUNT": plan.count, "LAYERS": triton.next_power_of_2(count), "VECTOR": tokens.vector(),
         "W_VECTOR": weights.vector(), "S_VECTOR": steps.vector(), "G_VECTOR": grads.vector(),
-        "E_VECTOR": common_columns(weights), "NORM": norm, "GATE": gate.kind, "ACC": acc[1],
-        "PRECISION": precision(like.dtype, chip(like.device)),
+        "E_VECTOR": common_columns(weights),
+        "R_VECTOR": math.gcd(ALIGNMENT, *(r.numel() for r in residuals or ())), "NORM": norm, "GATE": gate.kind,
+        "ACC": acc[1], "PRECISION": precision(like.dtype, chip(like.device)),
     }  # fmt: skip
     launch(linear_bwd_kernel, plan.programs, arguments, constants, block, plan.traffic)
     return found

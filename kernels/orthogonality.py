@@ -107,7 +107,7 @@ def orthogonality_bwd_kernel(
     i_b, width = local.to(tl.int64), size(entry, 0, VECTOR)
     o_k, o_c = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_D)
     p_t, stride_k = place(tokens, i_g, i_b, entry, 1, VECTOR)
-    p_dt = d_tokens + stride(entry, 4, 16) + (i_b * ROWS + o_k[:, None]) * width
+    p_dt = d_tokens + stride(entry, 4, VECTOR) + (i_b * ROWS + o_k[:, None]) * width
     X: tl.constexpr = tokens[0].dtype.element_ty
 
     b_e, b_length = excess(p_t, stride_k, width, ROWS, ACC, PRECISION, BLOCK_K, BLOCK_D)

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Flat, Operand, Traffic, accumulator, chip, items, launch, planned, precision, table
+from .launch import ALIGNMENT, Flat, Operand, Traffic, accumulator, chip, items, launch, planned, precision, table
 from .linear import (
     ROW_NUMBERS,
     bytes_of,
@@ -159,7 +159,7 @@ def _rows(
 
 @planned
 def _plan_rows(tokens, weights, biases, grads, norm, activation, bytes_each, block_m, device):
-    steps = Flat.of([shape for shape, _, _ in grads])
+    steps = Flat.of([shape for shape, _, _ in grads], ALIGNMENT)
     entries, programs, first = [], [], 0
     for i, (own, matrix) in enumerate(zip(tokens, weights, strict=True)):
         _, strides, offset = grads[i]

@@ -33,7 +33,8 @@ def pick(pointers, i_g, VECTOR: tl.constexpr = 1):
         if i_g // GROUP == j // GROUP:
             for i in tl.static_range(j, min(j + GROUP, len(pointers))):
                 address = tl.where(i_g == i, pointers[i].to(tl.int64), address)
-    return tl.multiple_of(address.to(pointers[0].dtype), VECTOR * pointers[0].dtype.element_ty.primitive_bitwidth // 8)
+    BYTES: tl.constexpr = max(VECTOR * pointers[0].dtype.element_ty.primitive_bitwidth // 8, 1)  # a bool has one bit
+    return tl.multiple_of(address.to(pointers[0].dtype), BYTES)
 
 
 @triton.jit

@@ -22,6 +22,14 @@ LAUNCHES = {
 }
 
 
+# Arithmetic of dtypes, and the cuts of an op's results, which are views that autograd need not know of.
+NOTHING = (
+    torch.ops.aten.promote_types.default,
+    torch.ops.aten.unsafe_split_with_sizes.default,
+    torch.ops.aten._unsafe_view.default,
+)
+
+
 class Launches(TorchDispatchMode):
     """Records every operator but views and the arithmetic of dtypes, as often as it launches something."""
 
@@ -30,7 +38,7 @@ class Launches(TorchDispatchMode):
         self.list = []
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        if not operator.is_view and operator is not torch.ops.aten.promote_types.default:
+        if not operator.is_view and operator not in NOTHING:
             self.list += [operator._schema.name] * launches(operator._schema, args)
         return operator(*args, **(kwargs or {}))
 

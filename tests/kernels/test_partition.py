@@ -2,6 +2,8 @@
 
 import importlib
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -126,6 +128,58 @@ def test_float64_is_exact_enough_for_the_reference(op):
     assert (actual - expected).abs().max() <= 1e-13  # float64: sums of 777 numbers of size 1
 
 
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+def test_rows_of_one_number_in_half_precision(norm):
+    # Padding: 1 / deviation is 1 / sqrt(eps) = 1e6 there, which float16 does not hold.
+    generator = torch.Generator().manual_seed(4)
+    tap = torch.randn(2, 20, 24, generator=generator).half()
+    tap[0, 3], tap[1, :5] = 0, 0
+    queries, weight = torch.randn(3, 24, generator=generator).requires_grad_(), torch.ones(24, requires_grad=True)
+    (out,) = ops.distill([tap], [queries], norm=norm, eps=1e-12, weight=[weight])
+    found = torch.autograd.grad(out.sin().sum(), [queries, weight])
+    (expected,) = reference.distill([tap.double()], [queries.double()], norm=norm, eps=1e-12, weight=[weight.double()])
+    wanted = torch.autograd.grad(expected.sin().sum(), [queries, weight])
+    for actual, right in zip([out, *found], [expected, *wanted], strict=True):
+        # Operands of 11 bits put scores of 10 off by 0.5 %; the softmax hands that on, and the sine's slope once more.
+        assert (actual - right).abs().max() <= 0.03 * right.abs().max()
+
+
+def test_weight_gradients_of_long_loud_taps_in_half_precision():
+    generator = torch.Generator().manual_seed(5)
+    tap = (5000 * torch.randn(1, 2000, 64, generator=generator)).half()
+    queries, weight = torch.randn(3, 64, generator=generator), torch.ones(64, requires_grad=True)
+    (out,) = ops.distill([tap], [queries], weight=[weight])
+    (actual,) = torch.autograd.grad(out.sin().sum(), [weight])
+    (out,) = reference.distill([tap], [queries], weight=[weight])
+    (expected,) = torch.autograd.grad(out.sin().sum(), [weight])
+    # p / deviation is 1e-7 here, where float16 has one digit left; scaled to its largest first it has 11 bits.
+    assert (actual - expected).abs().max() <= 2e-3 * expected.abs().max()
+
+
+def test_the_same_layout_elsewhere_in_a_storage_is_the_same_plan():
+    rows = torch.randn(8, 9, 16)
+    queries = [torch.randn(3, 16)]
+    plan = importlib.import_module("fastav.kernels.distill")._plan_forward
+    first = plan.cache_info().currsize
+    for start in range(0, 8, 2):
+        ops.distill([rows[start : start + 2]], queries)
+    assert plan.cache_info().currsize <= first + 1
+
+
+@pytest.mark.parametrize("switch", ["allow_tf32 = True", "fp32_precision = 'tf32'"])
+def test_either_switch_allows_tf32(switch):
+    ask = "print(precision(torch.float32, 'sm_90'))"
+    code = [
+        "import torch",
+        "from fastav.kernels.launch import precision",
+        ask,
+        f"torch.backends.cuda.matmul.{switch}",
+        ask,
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(code)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["tf32x3", "tf32"]
+
+
 def test_what_the_kernels_refuse():
     wide = {"features": [torch.zeros(1, 4, 8)], "keys": [torch.zeros(1, 300, 8)], "values": [torch.zeros(1, 300, 8)]}
     assert "300" in kernels.refusal("inject_forward", wide)
@@ -133,3 +187,15 @@ def test_what_the_kernels_refuse():
         ops.inject(**wide)
     assert "200" in kernels.refusal("orthogonality_forward", {"tokens": [torch.zeros(1, 200, 8)]})
     assert not kernels.refusal("orthogonality_forward", {"tokens": [torch.zeros(1, 128, 8)]})
+
+
+def test_plans_are_few(monkeypatch):
+    monkeypatch.setattr(launch, "PLANS", 3)
+    made = []
+    make = launch.planned(lambda number, device: made.append(number) or number)
+    for number in (1, 2, 1, 2, 3):
+        assert make(number, torch.device("cpu")) == number
+    assert make(4, torch.device("cpu")) == 4  # three are there: they make room together
+    assert make(1, torch.device("cpu")) == 1
+    assert make(4, torch.device("cpu")) == 4
+    assert made == [1, 2, 3, 4, 1]
