@@ -105,7 +105,10 @@ def inverse_deviation(b_square, width, EPS: tl.constexpr, NORM: tl.constexpr):
     """What a row is multiplied with by its norm, from the sum of squares that :func:`add_to_statistics` leaves."""
     if NORM == "none":
         return b_square + 1.0  # which nothing was added to
-    return 1.0 / tl.sqrt(b_square / width + EPS)
+    b_inverse = 1.0 / tl.sqrt(b_square / width + EPS)
+    if NORM == "layer":
+        b_inverse = tl.where(width > 1, b_inverse, 0.0)  # a single channel is its own mean: its rows are zeros
+    return b_inverse
 
 
 @triton.jit

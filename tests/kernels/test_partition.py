@@ -156,6 +156,21 @@ def test_weight_gradients_of_long_loud_taps_in_half_precision():
     assert (actual - expected).abs().max() <= 2e-3 * expected.abs().max()
 
 
+def test_a_single_channel_has_no_direction():
+    # Less its own mean it is zero, and so is what its norm hands back, however the mean was rounded.
+    def leaf(*shape):
+        return (20 + torch.randn(*shape)).requires_grad_()
+
+    tap, queries, keys, values, matrix = leaf(2, 9, 1), leaf(3, 1), leaf(2, 3, 1), leaf(2, 3, 1), leaf(1, 4)
+    (pooled,) = ops.distill([tap], [queries])
+    (features,) = ops.inject([tap], [keys], [values])
+    (mapped,) = ops.project([tap], [matrix], norm="layer")
+    assert not pooled.any()
+    assert not mapped.any()
+    for out, asked in ((pooled, (tap, queries)), (features, (keys,)), (mapped, (tap, matrix))):
+        assert not any(grad.any() for grad in torch.autograd.grad(out.square().sum() + out.sum(), asked))
+
+
 def test_the_same_layout_elsewhere_in_a_storage_is_the_same_plan():
     rows = torch.randn(8, 9, 16)
     queries = [torch.randn(3, 16)]
