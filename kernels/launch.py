@@ -189,6 +189,11 @@ def accumulator(*tensors: Tensor) -> tuple[torch.dtype, tl.dtype]:
 # ---- lists ----------------------------------------------------------------------------------------------------------
 
 
+def _readable(t: Tensor) -> bool:
+    """Whether kernels, which read row strides as 32-bit numbers, can read a tensor where it lies."""
+    return (t.stride(-1) == 1 or t.shape[-1] == 1) and (t.ndim < 2 or t.stride(-2) < 2**31)
+
+
 @dataclass(frozen=True)
 class Operand:
     """A list of tensors as a kernel reads it: by one pointer where they lie in one storage, else by one each.
@@ -213,10 +218,14 @@ class Operand:
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor] | None) -> "Operand | None":
-        """Describe a list; tensors whose last stride is not 1 are copied, all other strides are fine as they are."""
+        """Describe a list.
+
+        Tensors whose last stride is not 1, or whose rows lie 2^31 elements apart, are copied; all other strides are
+        fine as they are.
+        """
         if tensors is None:
             return None
-        tensors = tuple([t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous() for t in tensors])
+        tensors = tuple([t if _readable(t) else t.contiguous() for t in tensors])
         item = tensors[0].element_size()
         bases = {t.data_ptr() - t.storage_offset() * item for t in tensors}
         # Counted from the first of them in memory, so that the same layout elsewhere in a storage is the same plan.

@@ -115,9 +115,10 @@ def test_offsets_beyond_32_bits():
     assert torch.equal(d_far, d_near)
 
 
-def test_rows_beyond_32_bits():
-    # Tokens 2^27 elements apart: the stride fits into 32 bits, its product with a token's number does not.
-    gap, tokens, width = 2**27, 18, 16
+@pytest.mark.parametrize(("gap", "tokens"), [(2**27, 18), (2**31 + 16, 3)])
+def test_rows_beyond_32_bits(gap, tokens):
+    # The first stride fits into 32 bits, its product with a token's number does not; the second does not fit either.
+    width = 16
     room = untouched(gap * tokens)
     tap = room.as_strided((1, tokens, width), (0, gap, 1))
     tap.copy_(torch.randn(1, tokens, width, generator=torch.Generator().manual_seed(2)))
