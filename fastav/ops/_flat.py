@@ -6,10 +6,15 @@ copy; where there are gaps between them, or a backend makes each by itself, in o
 
 from collections.abc import Sequence
 
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
 Shape = Sequence[int]
+
+#: A list of results as backends give it: its tensors, or all of them as one, flat.
+Results: TypeAlias = Sequence[Tensor] | Tensor
 
 
 def numel(shape: Shape) -> int:
@@ -20,8 +25,10 @@ def numel(shape: Shape) -> int:
     return product
 
 
-def together(tensors: Sequence[Tensor]) -> Tensor:
+def together(tensors: Results) -> Tensor:
     """The tensors as one, flat."""
+    if isinstance(tensors, Tensor):
+        return tensors
     first = tensors[0]
     end, storage = first.storage_offset(), first.untyped_storage().data_ptr()
     for t in tensors:

@@ -1,0 +1,250 @@
+// The kernels as dispatcher ops, `torch.ops.fastav_native.*`: what fastav/ops/_native.py calls.
+//
+// Lists that are not given come empty. Results of one list come as one flat tensor, one entry after the other.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "host.h"
+
+namespace fastav {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Tensors = std::vector<Tensor>;
+using Sizes = std::vector<int64_t>;
+
+// ---- which vector path ---------------------------------------------------------------------------------------------
+
+enum class Path { portable, avx2, avx512 };
+
+#if defined(__x86_64__)
+bool runs(Path path) {
+    switch (path) {
+        case Path::avx512:
+            return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+        case Path::avx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+        default: return true;
+    }
+}
+#else
+bool runs(Path path) { return path == Path::portable; }
+#endif
+
+constexpr const char* NAMES[] = {"portable", "avx2", "avx512"};
+constexpr Path PATHS[] = {Path::avx512, Path::avx2, Path::portable};
+
+/// The fastest that this CPU runs, or the one that the environment variable FASTAV_CPU names.
+Path chosen() {
+    const char* forced = std::getenv("FASTAV_CPU");
+    std::string usable;
+    for (const Path path : PATHS) {
+        if (!runs(path)) continue;
+        const char* name = NAMES[static_cast<int>(path)];
+        if (forced == nullptr || *forced == '\0' || std::string(forced) == name) return path;
+        usable += usable.empty() ? name : std::string(", ") + name;
+    }
+    STD_TORCH_CHECK(false, "the environment variable FASTAV_CPU is '", forced, "', wanted one of the vector paths that "
+                    "this CPU runs: ", usable, "; unset it to take the fastest");
+}
+
+std::string path() { return NAMES[static_cast<int>(chosen())]; }
+
+/// Call an op's function on the chosen path.
+#if defined(__x86_64__)
+#define FASTAV_CALL(function, ...)                                       \
+    switch (chosen()) {                                                  \
+        case Path::avx512: avx512::function(__VA_ARGS__); break;         \
+        case Path::avx2: avx2::function(__VA_ARGS__); break;             \
+        default: portable::function(__VA_ARGS__);                        \
+    }
+#else
+#define FASTAV_CALL(function, ...) (static_cast<void>(chosen()), portable::function(__VA_ARGS__))
+#endif
+
+// ---- tensors as the kernels see them -------------------------------------------------------------------------------
+
+Dtype dtype_of(const Tensor& tensor) {
+    switch (tensor.scalar_type()) {
+        case ScalarType::Float: return Dtype::float32;
+        case ScalarType::Double: return Dtype::float64;
+        case ScalarType::BFloat16: return Dtype::bfloat16;
+        case ScalarType::Half: return Dtype::float16;
+        case ScalarType::Bool: return Dtype::boolean;
+        default: STD_TORCH_CHECK(false, "fastav_native: a tensor has a dtype that no kernel reads");
+    }
+}
+
+Operand operand(const Tensor& tensor) {
+    STD_TORCH_CHECK(tensor.is_cpu(), "fastav_native: a tensor is not on the CPU");
+    Operand found{};
+    found.data = static_cast<char*>(const_cast<void*>(tensor.const_data_ptr()));
+    found.dtype = dtype_of(tensor);
+    found.dim = static_cast<int32_t>(tensor.dim());
+    STD_TORCH_CHECK(found.dim <= 4, "fastav_native: a tensor has more than four dimensions");
+    const auto sizes = tensor.sizes(), strides = tensor.strides();
+    for (int32_t i = 0; i < found.dim; ++i) found.size[i] = sizes[i], found.stride[i] = strides[i];
+    return found;
+}
+
+/// A list of operands that owns their descriptions, not their memory.
+class List {
+public:
+    List() = default;
+    explicit List(const Tensors& tensors) {
+        items_.reserve(tensors.size());
+        for (const Tensor& tensor : tensors) items_.push_back(operand(tensor));
+    }
+
+    /// The entries of a flat tensor, of these shapes.
+    List(const Tensor& flat, const std::vector<Sizes>& shapes) {
+        const Operand whole = operand(flat);
+        const int64_t element = static_cast<int64_t>(flat.element_size());
+        char* data = whole.data;
+        for (const Sizes& shape : shapes) {
+            Operand entry = whole;
+            entry.data = data;
+            entry.dim = static_cast<int32_t>(shape.size());
+            int64_t step = 1;
+            for (int32_t i = entry.dim - 1; i >= 0; --i) {
+                entry.size[i] = shape[i];
+                entry.stride[i] = step;
+                step *= shape[i];
+            }
+            data += step * element;
+            items_.push_back(entry);
+        }
+    }
+
+    operator Operands() const { return {items_.data(), static_cast<int64_t>(items_.size())}; }
+
+private:
+    std::vector<Operand> items_;
+};
+
+Sizes shape_of(const Tensor& tensor) {
+    const auto sizes = tensor.sizes();
+    return Sizes(sizes.begin(), sizes.end());
+}
+
+std::vector<Sizes> shapes_of(const Tensors& tensors) {
+    std::vector<Sizes> shapes;
+    for (const Tensor& tensor : tensors) shapes.push_back(shape_of(tensor));
+    return shapes;
+}
+
+/// A flat tensor with room for entries of these shapes.
+Tensor room_for(const std::vector<Sizes>& shapes, const Tensor& like, ScalarType dtype) {
+    int64_t total = 0;
+    for (const Sizes& shape : shapes) {
+        int64_t product = 1;
+        for (const int64_t size : shape) product *= size;
+        total += product;
+    }
+    const Sizes size{total};
+    return torch::stable::new_empty(like, size, dtype);
+}
+
+Norm norm_of(const std::string& name) {
+    return name == "layer" ? Norm::layer : name == "rms" ? Norm::rms : Norm::none;
+}
+
+/// Flat gradients of the lists that are wanted, in the order in which `add` asks for them.
+class Wanted {
+public:
+    explicit Wanted(const std::vector<std::string>& names) : names_(names) {}
+
+    List add(const char* name, const Tensors& like) {
+        for (size_t i = 0; i < names_.size(); ++i) {
+            if (names_[i] != name || like.empty()) continue;
+            const auto shapes = shapes_of(like);
+            results_.resize(names_.size(), like[0]);
+            results_[i] = room_for(shapes, like[0], like[0].scalar_type());
+            return List(results_[i], shapes);
+        }
+        return List();
+    }
+
+    Tensors results() const { return results_; }
+
+private:
+    std::vector<std::string> names_;
+    Tensors results_;
+};
+
+// ---- distill -------------------------------------------------------------------------------------------------------
+
+ScalarType wide(const Tensor& a, const Tensor& b) {
+    const bool in_double = a.scalar_type() == ScalarType::Double || b.scalar_type() == ScalarType::Double;
+    return in_double ? ScalarType::Double : ScalarType::Float;
+}
+
+/// The lists of a call, kept for as long as it runs.
+struct DistillLists {
+    List taps, queries, weight, bias, key_mask;
+
+    DistillLists(const Tensors& x, const Tensors& q, const Tensors& w, const Tensors& b, const Tensors& mask)
+        : taps(x), queries(q), weight(w), bias(b), key_mask(mask) {}
+
+    Distill call(std::optional<double> scale, const std::string& norm, double eps) const {
+        return {taps, queries, weight, bias, key_mask, scale.value_or(std::numeric_limits<double>::quiet_NaN()),
+                norm_of(norm), eps};
+    }
+};
+
+std::tuple<Tensor, Tensor> distill(Tensors taps, Tensors queries, Tensors weight, Tensors bias, Tensors key_mask,
+                                   std::optional<double> scale, std::string norm, double eps) {
+    const DistillLists lists(taps, queries, weight, bias, key_mask);
+    std::vector<Sizes> shapes, sums;
+    for (size_t g = 0; g < taps.size(); ++g) {
+        const int64_t rows = queries[g].size(queries[g].dim() - 2);
+        shapes.push_back({taps[g].size(0), rows, taps[g].size(2)});
+        sums.push_back({taps[g].size(0), rows});
+    }
+    const Tensor outputs = room_for(shapes, queries[0], queries[0].scalar_type());
+    const Tensor kept = room_for(sums, queries[0], wide(taps[0], queries[0]));
+    FASTAV_CALL(distill_forward, lists.call(scale, norm, eps), List(outputs, shapes), List(kept, sums))
+    return {outputs, kept};
+}
+
+Tensors distill_backward(Tensors grads, Tensors outputs, Tensors sums, Tensors taps, Tensors queries, Tensors weight,
+                         Tensors bias, Tensors key_mask, std::optional<double> scale, std::string norm, double eps,
+                         std::vector<std::string> names) {
+    const DistillLists lists(taps, queries, weight, bias, key_mask);
+    Wanted wanted(names);
+    const List d_taps = wanted.add("taps", taps), d_queries = wanted.add("queries", queries);
+    const List d_weight = wanted.add("weight", weight), d_bias = wanted.add("bias", bias);
+    const DistillGradients gradients{d_taps, d_queries, d_weight, d_bias};
+    FASTAV_CALL(distill_backward, lists.call(scale, norm, eps), List(grads), List(outputs), List(sums), gradients)
+    return wanted.results();
+}
+
+}  // namespace
+}  // namespace fastav
+
+STABLE_TORCH_LIBRARY(fastav_native, m) {
+    m.def("path() -> str");
+    m.def(
+        "distill(Tensor[] taps, Tensor[] queries, Tensor[] weight, Tensor[] bias, Tensor[] key_mask, float? scale, "
+        "str norm, float eps) -> (Tensor, Tensor)");
+    m.def(
+        "distill_backward(Tensor[] grads, Tensor[] outputs, Tensor[] sums, Tensor[] taps, Tensor[] queries, "
+        "Tensor[] weight, Tensor[] bias, Tensor[] key_mask, float? scale, str norm, float eps, str[] wanted) "
+        "-> Tensor[]");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastav_native, CompositeExplicitAutograd, m) {
+    m.impl("path", TORCH_BOX(&fastav::path));
+    m.impl("distill", TORCH_BOX(&fastav::distill));
+    m.impl("distill_backward", TORCH_BOX(&fastav::distill_backward));
+}
