@@ -20,6 +20,12 @@ namespace {
 /// Items that a tap is cut into at least, as long as each has so many tokens: work for many threads from few samples.
 constexpr int64_t ITEMS = 16, TOKENS = 512;
 
+/// Tokens of a tile at most: whole groups of TOGETHER, and of the matrix product's rows of a single or double vector.
+constexpr int64_t BLOCK = 96;
+
+/// Rows that are fetched at a time while as many are multiplied: more at once and the requests wait for each other.
+constexpr int64_t FETCHED = 16;
+
 constexpr double LOWEST = -__builtin_inf();
 
 /// How one tap is worked on, and where what its items leave for each other lies.
@@ -40,7 +46,7 @@ Tap<T> planned(const Distill& call, int64_t g) {
     Tap<T> tap{};
     tap.batch = x.size[0], tap.tokens = x.size[1], tap.width = x.size[2];
     tap.wide = panels(tap.width) * PANEL;
-    tap.block = tap.wide <= 1024 ? 96 : 48;  // a tile of float32 fits 400 kB of second-level cache up to 2,048 channels
+    tap.block = tap.wide <= 1024 ? BLOCK : BLOCK / 2;  // a tile of float32 fits 400 kB of second-level cache up to 2,048 channels
     const int64_t cuts = most(1, least(divide_up(ITEMS, most(tap.batch, 1)), tap.tokens / TOKENS));
     tap.cut_tokens = round_up(divide_up(tap.tokens, cuts), tap.block);
     tap.cuts = divide_up(tap.tokens, tap.cut_tokens);
@@ -73,6 +79,19 @@ void pack(const Operand& x, int64_t b, int64_t rows, int64_t lanes, T factor, co
         for (int64_t c = 0; c < width; ++c) to[c * step + r] = r < rows ? factor * w[c] * room[c] : T(0);
     }
 }
+
+/// The rows in memory behind a block's: most likely the next to be read, by this item or the next one.
+struct Ahead {
+    const char* from;
+    int64_t step, element;  // bytes
+
+    /// Ask the memory for channels c, c + 1, ... of rows i, i + 1, ...; addresses without memory behind them do no harm.
+    void fetch(int64_t i, int64_t rows, int64_t c, int64_t channels) const {
+        for (int64_t k = i; k < i + rows; ++k)
+            for (int64_t byte = c * element; byte < (c + channels) * element; byte += 64)
+                __builtin_prefetch(reinterpret_cast<const char*>(uintptr_t(from) + uintptr_t(k * step + byte)));
+    }
+};
 
 /// What both passes share: the taps, their sizes, and how tokens come into a tile.
 template <class T>
@@ -138,22 +157,45 @@ protected:
         const Tap<T>& tap = taps()[g];
         const Operand& x = call.taps[g];
         const int64_t end = least(tap.tokens, (cut + 1) * tap.cut_tokens);
-        int64_t held = 0;
+        int64_t held = 0, waiting = 0;
+        const int64_t element = size_of(x.dtype);
+        const auto behind = [&](int64_t n) {
+            return Ahead{at(x, b, n - 1) + x.stride[1] * element, x.stride[1] * element, element};
+        };
+        const T* together[TOGETHER];
+        const auto take = [&] {
+            Moments<T> found[TOGETHER];
+            if (waiting == TOGETHER)
+                fill_rows<T, TOGETHER>(tile, held, together, tap.width, call.norm, T(call.eps), found);
+            else
+                for (int64_t i = 0; i < waiting; ++i)
+                    found[i] = fill(tile, held + i, together[i], tap.width, call.norm, T(call.eps));
+            for (int64_t i = 0; inverse && i < waiting; ++i) inverse[held + i] = found[i].inverse;
+            held += waiting, waiting = 0;
+        };
         for (int64_t n = cut * tap.cut_tokens; n < end; ++n) {
             if (call.key_mask && !*at(call.key_mask[g], b, n)) continue;
-            const T* row = dense(at(x, b, n), x.dtype, x.stride[2], tap.width, room);
-            const Moments<T> m = fill(tile, held, row, tap.width, call.norm, T(call.eps));
-            if (where) where[held] = n, inverse[held] = m.inverse;
-            if (++held == tile.tokens) body(held), held = 0;
+            if (where) where[held + waiting] = n;
+            together[waiting] = dense(at(x, b, n), x.dtype, x.stride[2], tap.width, room + waiting * tap.wide);
+            if (++waiting == TOGETHER) take();
+            if (held == tile.tokens) body(held, behind(n + 1)), held = 0;
         }
-        if (held) body(held);
+        take();
+        if (held) body(held, behind(end));
     }
 
-    /// `scores := tile right`, (n, lanes), right (wide, lanes).
-    void score(const Tap<T>& tap, const Tile<T>& tile, int64_t n, const T* right, int64_t width, T* scores) const {
-        for (int64_t p = 0; p < panels(tap.width); ++p)
-            multiply<T, Left::panel>(n, width / LANES<T>, least(PANEL, tap.width - p * PANEL), tile.panel(p), 0,
-                                     right + p * PANEL * width, width, scores, width, p > 0);
+    /// `scores := tile right`, (n, width), right (wide, width); meanwhile the next block is fetched.
+    void score(const Tap<T>& tap, const Tile<T>& tile, int64_t n, const T* right, int64_t width, T* scores,
+               const Ahead& ahead) const {
+        for (int64_t p = 0; p < panels(tap.width); ++p) {
+            const int64_t depth = least(PANEL, tap.width - p * PANEL);
+            for (int64_t i = 0; i < n; i += FETCHED) {
+                const int64_t few = least(FETCHED, n - i);
+                ahead.fetch(i, few, p * PANEL, depth);
+                multiply<T, Left::panel>(few, width / LANES<T>, depth, tile.row(p, i), 0, right + p * PANEL * width,
+                                         width, scores + i * width, width, p > 0);
+            }
+        }
     }
 
     /// `out (+)= weights^T tile`, (rows, wide), weights (n, step).
@@ -210,10 +252,10 @@ private:
     Workspace cut(Cutter& cutter, const char*) const {
         Workspace w;
         w.tile = cutter.array<T>(this->largest);
-        w.room = cutter.array<T>(this->widest);
+        w.room = cutter.array<T>(TOGETHER * this->widest);
         w.w = cutter.array<T>(this->widest);
         w.packed = cutter.array<T>(this->widest * lanes);
-        w.scores = cutter.array<T>(96 * lanes);
+        w.scores = cutter.array<T>(BLOCK * lanes);
         w.state = cutter.array<T>(State::elements(rows, lanes, this->widest));
         return w;
     }
@@ -233,8 +275,8 @@ private:
         State state(tap.cuts > 1 ? tap.parts + (b * tap.cuts + cut_index) * elements : w.state, lanes);
         for (int64_t r = 0; r < lanes; ++r) state.top[r] = T(LOWEST), state.total[r] = 0;
         bool first = true;
-        this->blocks(g, b, cut_index, tile, w.room, nullptr, nullptr, [&](int64_t n) {
-            this->score(tap, tile, n, packed, lanes, w.scores);
+        this->blocks(g, b, cut_index, tile, w.room, nullptr, nullptr, [&](int64_t n, const Ahead& ahead) {
+            this->score(tap, tile, n, packed, lanes, w.scores, ahead);
             for (int64_t r = 0; r < lanes; r += LANES<T>) advance(tap, state, w.scores + r, n, r, first);
             this->pool(tap, tile, n, w.scores, lanes, state.pooled, !first);
             first = false;
@@ -269,14 +311,16 @@ private:
     /// Write a sample's outputs and log-sum-exps.
     void finish(int64_t g, int64_t b, const State& state, T* w, T* room) const {
         const Tap<T>& tap = taps()[g];
+        T *const bias = room, *const row = room + tap.wide;
         read_affine(call.weight, g, tap.width, T(1), w);
+        read_affine(call.bias, g, tap.width, T(0), bias);
         for (int64_t r = 0; r < rows; ++r) {
             const bool any = state.total[r] != T(0);
             const T inverse = T(1) / state.total[r];
-            read_affine(call.bias, g, tap.width, T(0), room);
-            for (int64_t c = 0; c < tap.width; ++c)
-                room[c] = any ? state.pooled[r * tap.wide + c] * inverse * w[c] + room[c] : T(0);
-            write(room, tap.width, at(outputs[g], b, r), outputs[g].dtype);
+            const T* const pooled = state.pooled + r * tap.wide;
+            for (int64_t c = 0; c < tap.width; ++c) row[c] = pooled[c] * inverse * w[c] + bias[c];
+            for (int64_t c = 0; c < tap.width && !any; ++c) row[c] = T(0);
+            write(row, tap.width, at(outputs[g], b, r), outputs[g].dtype);
             const T sum = any ? state.top[r] + T(__builtin_log(double(state.total[r]))) : T(LOWEST);
             write(&sum, 1, at(sums[g], b, r), sums[g].dtype);
         }
@@ -286,11 +330,11 @@ private:
     void merge_cuts() const {
         Items items(count);
         for (int64_t g = 0; g < count; ++g) items.put(g, taps()[g].cuts > 1 ? taps()[g].batch : 0, taps()[g].wide);
-        for_each(items.total(), 2 * this->widest * int64_t(sizeof(T)), [&](int64_t item, char* from) {
+        for_each(items.total(), 3 * this->widest * int64_t(sizeof(T)), [&](int64_t item, char* from) {
             const auto found = items.find(item);
             const Tap<T>& tap = taps()[found.entry];
             Cutter cutter(from);
-            T *w = cutter.array<T>(tap.wide), *room = cutter.array<T>(tap.wide);
+            T *w = cutter.array<T>(tap.wide), *room = cutter.array<T>(2 * tap.wide);
             const int64_t elements = State::elements(rows, lanes, tap.wide);
             T* const parts = tap.parts + found.item * tap.cuts * elements;
             State all(parts, lanes);
@@ -372,18 +416,18 @@ private:
         const int64_t widest = this->widest;
         Workspace w;
         w.tile = cutter.array<T>(this->largest);
-        w.room = cutter.array<T>(2 * widest);
+        w.room = cutter.array<T>(TOGETHER * widest);
         w.w = cutter.array<T>(widest);
         w.packed = cutter.array<T>(widest * 2 * lanes);
-        w.scores = cutter.array<T>(96 * 2 * lanes);
+        w.scores = cutter.array<T>(BLOCK * 2 * lanes);
         w.part = cutter.array<T>(Part::elements(rows, lanes, widest));
         w.delta = cutter.array<T>(lanes);
         w.top = cutter.array<T>(lanes);
         w.turned = cutter.array<T>(taps_too ? 2 * lanes * widest : 0);
-        w.left = cutter.array<T>(taps_too ? 2 * lanes * 96 : 0);
+        w.left = cutter.array<T>(taps_too ? 2 * lanes * BLOCK : 0);
         w.d_tile = cutter.array<T>(taps_too ? this->largest : 0);
-        w.inverse = cutter.array<T>(96);
-        w.where = cutter.array<int64_t>(96);
+        w.inverse = cutter.array<T>(BLOCK);
+        w.where = cutter.array<int64_t>(BLOCK);
         return w;
     }
 
@@ -399,8 +443,8 @@ private:
         for (int64_t r = 0; r < lanes; ++r) part.s[r] = T(0);
         if (wanted.taps) clear_tokens(g, b, cut_index);
         bool first = true;
-        this->blocks(g, b, cut_index, tile, w.room, w.where, w.inverse, [&](int64_t n) {
-            this->score(tap, tile, n, w.packed, 2 * lanes, w.scores);
+        this->blocks(g, b, cut_index, tile, w.room, w.where, w.inverse, [&](int64_t n, const Ahead& ahead) {
+            this->score(tap, tile, n, w.packed, 2 * lanes, w.scores, ahead);
             for (int64_t r = 0; r < lanes; r += LANES<T>) slopes(w, n, r, part.s + r);
             if (wanted.queries || wanted.weight) this->pool(tap, tile, n, w.scores, 2 * lanes, part.ds_z, !first);
             if (wanted.weight) this->pool(tap, tile, n, w.scores + lanes, 2 * lanes, part.p_z, !first);
@@ -424,14 +468,15 @@ private:
         else
             pack(call.queries[g], b, rows, lanes, tap.scale, w.w, w.room, w.packed, 2 * lanes);
         pack(grads[g], b, rows, lanes, T(1), w.w, w.room, w.packed + lanes, 2 * lanes);
-        T *const o = w.room, *const grad = w.room + tap.wide;
+        T *const centred = w.room, *const grad = w.room + tap.wide, *const bias = w.room + 2 * tap.wide;
+        read_affine(call.bias, g, tap.width, T(0), bias);
         for (int64_t r = 0; r < lanes; ++r) {
             w.top[r] = w.delta[r] = T(0);
             if (r >= rows) continue;
-            read(at(sums[g], b, r), sums[g].dtype, 1, 1, w.top + r);
-            centred_output(g, b, r, o);
+            w.top[r] = log_sum(g, b, r);
+            centre_output(g, b, r, bias, centred);
             read_row(grads[g], b, r, grad);
-            w.delta[r] = sum_over(grad, tap.width, [&](Vector<T> v, int64_t i) { return v * load(o + i); });
+            w.delta[r] = dot(grad, centred, tap.width);
         }
         if (!wanted.taps) return;
         for (int64_t r = 0; r < rows; ++r) {
@@ -444,20 +489,16 @@ private:
         }
     }
 
-    /// `o_r - b`, whose last panel ends in zeros; zeros for a row without keys.
-    void centred_output(int64_t g, int64_t b, int64_t r, T* to) const {
-        const Tap<T>& tap = taps()[g];
+    T log_sum(int64_t g, int64_t b, int64_t r) const {
         T sum;
         read(at(sums[g], b, r), sums[g].dtype, 1, 1, &sum);
-        for (int64_t c = tap.width; c < tap.wide; ++c) to[c] = T(0);
+        return sum;
+    }
+
+    /// `o_r - b`; what a row without keys gets matters nowhere, its p is zero.
+    void centre_output(int64_t g, int64_t b, int64_t r, const T* bias, T* to) const {
         read_row(outputs[g], b, r, to);
-        if (!call.bias || sum == T(LOWEST)) return;
-        const Operand& bias = call.bias[g];
-        for (int64_t c = 0; c < tap.width; ++c) {
-            T found;
-            read(bias.data + c * bias.stride[0] * size_of(bias.dtype), bias.dtype, 1, 1, &found);
-            to[c] -= found;
-        }
+        for (int64_t c = 0; c < taps()[g].width; ++c) to[c] -= bias[c];
     }
 
     /// For one vector of rows: `q' z` and `g' z` of n tokens become ds and p, and ds is added to `s`.
@@ -525,27 +566,28 @@ private:
         const Tap<T>& tap = taps()[g];
         T* const d_queries = tap.sums + b * sum_elements(tap);
         T *const d_weight = d_queries + rows * tap.wide, *const d_bias = d_weight + tap.wide;
-        T *const row = room, *const other = room + tap.wide;
+        T *const row = room, *const bias = room + tap.wide;
+        const bool rounded = size_of(outputs[g].dtype) < int64_t(sizeof(T));  // else S is as good as zero
+        read_affine(call.bias, g, tap.width, T(0), bias);
         for (int64_t c = 0; c < tap.wide; ++c) d_weight[c] = d_bias[c] = T(0);
         for (int64_t r = 0; r < rows; ++r) {
-            const T s = part.s[r];
+            const T s = part.s[r], tau = tap.scale;
             const T *const ds_z = part.ds_z + r * tap.wide, *const p_z = part.p_z + r * tap.wide;
             if (wanted.queries) {
-                centred_output(g, b, r, row);
                 T* const to = tap.shared ? d_queries + r * tap.wide : row;
-                for (int64_t c = 0; c < tap.width; ++c) to[c] = tap.scale * (w[c] * ds_z[c] - s * row[c]);
+                if (rounded) centre_output(g, b, r, bias, row);
+                for (int64_t c = 0; c < tap.width; ++c) to[c] = tau * (w[c] * ds_z[c] - (rounded ? s * row[c] : T(0)));
                 if (!tap.shared) write(to, tap.width, at(wanted.queries[g], b, r), wanted.queries[g].dtype);
             }
-            read_row(grads[g], b, r, row);
             if (wanted.weight) {
-                read_row(call.queries[g], b, r, other);
-                for (int64_t c = 0; c < tap.width; ++c)
-                    d_weight[c] += p_z[c] * row[c] + tap.scale * other[c] * (ds_z[c] - s * p_z[c]);
+                read_row(call.queries[g], b, r, row);
+                for (int64_t c = 0; c < tap.width; ++c) d_weight[c] += tau * row[c] * (ds_z[c] - (rounded ? s * p_z[c] : T(0)));
             }
-            T sum;
-            read(at(sums[g], b, r), sums[g].dtype, 1, 1, &sum);
-            if (wanted.bias && sum != T(LOWEST))
-                for (int64_t c = 0; c < tap.width; ++c) d_bias[c] += row[c];
+            const Operand& grad = grads[g];
+            const T* const up = dense(at(grad, b, r), grad.dtype, grad.stride[2], tap.width, row);
+            for (int64_t c = 0; c < tap.width && wanted.weight; ++c) d_weight[c] += p_z[c] * up[c];
+            if (wanted.bias && log_sum(g, b, r) != T(LOWEST))
+                for (int64_t c = 0; c < tap.width; ++c) d_bias[c] += up[c];
         }
     }
 

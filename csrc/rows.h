@@ -140,21 +140,53 @@ static const T* dense(const char* from, Dtype dtype, int64_t step, int64_t width
     return room;
 }
 
-/// Add up `f(v, i)` over the vectors v at 0, LANES, ... of a row; what lies beyond the row's end counts as zeros.
-template <class T, class F>
-FASTAV_INLINE T sum_over(const T* row, int64_t width, F&& term) {
-    // Four sums, because one addition waits for the one before it.
-    Vector<T> sums[4] = {};
+/// For each of G rows the sum of `term(v, g)` over its vectors v; what lies beyond a row's end counts as zeros.
+template <class T, int G, class F>
+FASTAV_INLINE void sums_over(const T* const* rows, int64_t width, const F& term, T* found) {
+    // Two sums a row, because one addition waits for the one before it.
+    Vector<T> even[G], odd[G];
+    for (int g = 0; g < G; ++g) even[g] = odd[g] = Vector<T>{};
     int64_t i = 0;
-    for (; i + 4 * LANES<T> <= width; i += 4 * LANES<T>)
-        for (int k = 0; k < 4; ++k) sums[k] += term(load(row + i + k * LANES<T>), i + k * LANES<T>);
-    for (; i + LANES<T> <= width; i += LANES<T>) sums[0] += term(load(row + i), i);
-    if (i < width) {
-        T last[LANES<T>] = {};
-        for (int64_t k = i; k < width; ++k) last[k - i] = row[k];
-        sums[1] += keep_first<T>(term(load(last), i), width - i);
+    for (; i + 2 * LANES<T> <= width; i += 2 * LANES<T>) {
+        for (int g = 0; g < G; ++g) {
+            even[g] += term(load(rows[g] + i), g);
+            odd[g] += term(load(rows[g] + i + LANES<T>), g);
+        }
     }
-    return sum<T>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    if (i + LANES<T> <= width) {
+        for (int g = 0; g < G; ++g) even[g] += term(load(rows[g] + i), g);
+        i += LANES<T>;
+    }
+    if (i < width) {
+        for (int g = 0; g < G; ++g) {
+            T last[LANES<T>] = {};
+            for (int64_t k = i; k < width; ++k) last[k - i] = rows[g][k];
+            odd[g] += keep_first<T>(term(load(last), g), width - i);
+        }
+    }
+    for (int g = 0; g < G; ++g) found[g] = sum<T>(even[g] + odd[g]);
+}
+
+/// The sum of a row's products with another's.
+template <class T>
+FASTAV_INLINE T dot(const T* a, const T* b, int64_t width) {
+    Vector<T> even{}, odd{};
+    int64_t i = 0;
+    for (; i + 2 * LANES<T> <= width; i += 2 * LANES<T>) {
+        even += load(a + i) * load(b + i);
+        odd += load(a + i + LANES<T>) * load(b + i + LANES<T>);
+    }
+    T found = sum<T>(even + odd);
+    for (; i < width; ++i) found += a[i] * b[i];
+    return found;
+}
+
+/// The sum of a row.
+template <class T>
+FASTAV_INLINE T total(const T* row, int64_t width) {
+    T found;
+    sums_over<T, 1>(&row, width, [](Vector<T> x, int) { return x; }, &found);
+    return found;
 }
 
 // ---- the row norm --------------------------------------------------------------------------------------------------
@@ -165,14 +197,23 @@ struct Moments {
     T mean, inverse;
 };
 
-template <class T>
-static Moments<T> moments(const T* row, int64_t width, Norm norm, T eps) {
-    if (norm == Norm::none) return {T(0), T(1)};
-    T mean = 0;
-    if (norm == Norm::layer) mean = sum_over(row, width, [](Vector<T> x, int64_t) { return x; }) / T(width);
-    const Vector<T> shift = splat(mean);
-    const T squares = sum_over(row, width, [&](Vector<T> x, int64_t) { return (x - shift) * (x - shift); });
-    return {mean, T(1) / square_root(squares / T(width) + eps)};
+/// Rows whose moments are found together: their sums do not wait for each other, which on short rows is most of the
+/// time. Each row's own order of additions is the same in any company.
+constexpr int TOGETHER = 4;
+
+template <class T, int G>
+FASTAV_INLINE void moments(const T* const* rows, int64_t width, Norm norm, T eps, Moments<T>* found) {
+    for (int g = 0; g < G; ++g) found[g] = {T(0), T(1)};
+    if (norm == Norm::none) return;
+    if (norm == Norm::layer) {
+        T means[G];
+        sums_over<T, G>(rows, width, [](Vector<T> x, int) { return x; }, means);
+        for (int g = 0; g < G; ++g) found[g].mean = means[g] / T(width);
+    }
+    T squares[G];
+    const auto square = [&](Vector<T> x, int g) { return (x - found[g].mean) * (x - found[g].mean); };
+    sums_over<T, G>(rows, width, square, squares);
+    for (int g = 0; g < G; ++g) found[g].inverse = T(1) / square_root(squares[g] / T(width) + eps);
 }
 
 /// A few tokens' rows in panels: channel c of token t at `data[(c / PANEL * tokens + t) * PANEL + c % PANEL]`. The last
@@ -186,20 +227,31 @@ struct Tile {
     static int64_t bytes(int64_t tokens, int64_t width) { return tokens * panels(width) * PANEL * int64_t(sizeof(T)); }
 };
 
+/// Tokens t, t + 1, ... of a tile := the normalised rows.
+template <class T, int G>
+static void fill_rows(const Tile<T>& tile, int64_t t, const T* const* rows, int64_t width, Norm norm, T eps,
+                      Moments<T>* found) {
+    moments<T, G>(rows, width, norm, eps, found);
+    for (int g = 0; g < G; ++g) {
+        const T* from = rows[g];
+        const T mean = found[g].mean, inverse = found[g].inverse;
+        for (int64_t p = 0; p < panels(width); ++p, from += PANEL) {
+            T* const to = tile.row(p, t + g);
+            const int64_t count = least(PANEL, width - p * PANEL);
+            int64_t c = 0;
+            for (; c + LANES<T> <= count; c += LANES<T>) store(to + c, (load(from + c) - mean) * inverse);
+            for (; c < count; ++c) to[c] = (from[c] - mean) * inverse;
+            for (; c < PANEL; ++c) to[c] = T(0);
+        }
+    }
+}
+
 /// Token t of a tile := the normalised row.
 template <class T>
 static Moments<T> fill(const Tile<T>& tile, int64_t t, const T* row, int64_t width, Norm norm, T eps) {
-    const Moments<T> m = moments(row, width, norm, eps);
-    const Vector<T> shift = splat(m.mean);
-    int64_t c = 0;
-    for (int64_t p = 0; p < panels(width); ++p) {
-        T* to = tile.row(p, t);
-        const int64_t end = least(width, (p + 1) * PANEL);
-        for (; c + LANES<T> <= end; c += LANES<T>, to += LANES<T>) store(to, (load(row + c) - shift) * m.inverse);
-        for (; c < end; ++c) *to++ = (row[c] - m.mean) * m.inverse;
-    }
-    for (T* to = tile.row(panels(width) - 1, t) + (width - 1) % PANEL + 1; c % PANEL; ++c) *to++ = T(0);
-    return m;
+    Moments<T> found;
+    fill_rows<T, 1>(tile, t, &row, width, norm, eps, &found);
+    return found;
 }
 
 /// The norm's gradient, see `normalize_backward` of the reference: from the gradient `d` of the normalised row `z`, both
@@ -211,8 +263,8 @@ static void norm_backward(const Tile<T>& d, const Tile<T>& z, int64_t t, int64_t
     for (int64_t p = 0; p < panels(width) && norm != Norm::none; ++p) {
         const T *dp = d.row(p, t), *zp = z.row(p, t);
         const int64_t count = least(PANEL, width - p * PANEL);
-        if (norm == Norm::layer) mean += sum_over(dp, count, [](Vector<T> x, int64_t) { return x; });
-        along += sum_over(dp, count, [&](Vector<T> x, int64_t i) { return x * load(zp + i); });
+        if (norm == Norm::layer) mean += total(dp, count);
+        along += dot(dp, zp, count);
     }
     mean /= T(width);
     along /= T(width);

@@ -108,14 +108,27 @@ FASTAV_INLINE Vector<T> keep_first(Vector<T> v, int64_t count) {
     return first_lanes<T>(count) ? v : Vector<T>{};
 }
 
-/// The sum of the lanes, halves first: the same order on every machine of the path.
+template <class T, int LENGTH>
+struct Shorter {
+    typedef T type __attribute__((vector_size(LENGTH * sizeof(T))));
+};
+
+template <class T, int LENGTH>
+FASTAV_INLINE T sum_lanes(typename Shorter<T, LENGTH>::type v) {
+    if constexpr (LENGTH == 2) {
+        return v[0] + v[1];
+    } else {
+        typename Shorter<T, LENGTH / 2>::type low, high;
+        __builtin_memcpy(&low, &v, sizeof low);
+        __builtin_memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
+        return sum_lanes<T, LENGTH / 2>(low + high);
+    }
+}
+
+/// The sum of the lanes, always in the same order: the halves first.
 template <class T>
 FASTAV_INLINE T sum(Vector<T> v) {
-    T lanes[LANES<T>];
-    store(lanes, v);
-    for (int half = LANES<T> / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-    return lanes[0];
+    return sum_lanes<T, LANES<T>>(v);
 }
 
 template <class T>
