@@ -5,6 +5,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -21,11 +22,13 @@ class BackendStatus:
         usable: whether it can serve calls on this machine.
         devices: the device types it serves, empty for all.
         reason: why it is not usable and what to do, empty if it is.
+        detail: what serves, where there is a choice.
     """
 
     usable: bool
     devices: tuple[str, ...] = ()
     reason: str = ""
+    detail: str = ""
 
 
 class _Backend:
@@ -42,18 +45,24 @@ class _Backend:
         """Why it is not usable on this machine and what to do, or nothing."""
         return ""
 
+    def detail(self) -> str:
+        """What serves, if it is usable and has a choice."""
+        return ""
+
     def status(self) -> BackendStatus:
         reason = self.obstacle()
-        return BackendStatus(not reason, self.devices, reason)
+        return BackendStatus(not reason, self.devices, reason, "" if reason else self.detail())
 
     def refusal(self, function: str, device: torch.device, tensors: dict[str, Any]) -> str:
         """Why it does not serve this call, or nothing."""
         if self.devices and device.type not in self.devices:
             return f"it serves devices of type {self.devices}, the tensors are on {device}"
         refusal = self.obstacle()
-        if not refusal and hasattr(self.functions, "refusal"):
-            refusal = self.functions.refusal(function, tensors)
-        return refusal
+        if refusal:
+            return refusal
+        if not hasattr(self.functions, function):
+            return f"it does not have {function} yet"
+        return self.functions.refusal(function, tensors) if hasattr(self.functions, "refusal") else ""
 
     @functools.cached_property
     def functions(self) -> ModuleType:
@@ -67,9 +76,40 @@ class _Reference(_Backend):
 class _Native(_Backend):
     module = "fastav.ops._native"
     devices = ("cpu",)
+    library = Path(__file__).with_name("libfastav_native.so")
 
     def obstacle(self) -> str:
-        return "this version has no native CPU kernels yet; use 'auto' or 'reference'"
+        """As for all; loads the library.
+
+        Raises:
+            RuntimeError: the environment variable ``FASTAV_CPU`` names no vector path that this machine could run.
+        """
+        reason = _load(self.library)
+        if not reason:
+            self._path()  # a wrong FASTAV_CPU is the user's to mend, not a reason to go on with another backend
+        return reason
+
+    def detail(self) -> str:
+        return f"vector path {self._path()}; FASTAV_CPU=avx512|avx2|portable forces another"
+
+    def _path(self) -> str:
+        return torch.ops.fastav_native.path()
+
+
+@functools.cache
+def _load(library: Path) -> str:
+    """Load the native library into PyTorch, once; why that is not possible, or nothing."""
+    remedy = "install fastav again, or call `make native` in its checkout; 'auto' and 'reference' work without"
+    note = library.with_name("native.txt")  # what came of the build, by csrc/fastav_build.py
+    built = note.read_text().strip() if note.is_file() else "nothing says that it was ever tried"
+    if not library.is_file():
+        return f"the native CPU kernels were not built: {built}\n({remedy})"
+    try:
+        torch.ops.load_library(library)
+    except (OSError, RuntimeError) as error:
+        why = error.__cause__ or error
+        return f"the native CPU kernels, {built}, cannot be loaded into PyTorch {torch.__version__}: {why} ({remedy})"
+    return ""
 
 
 class _Triton(_Backend):

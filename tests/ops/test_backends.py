@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -7,6 +8,8 @@ import pytest
 import torch
 
 import fastav
+from fastav.ops import _backends
+from fastav_build import NoCompilerError, find_compiler
 
 NAMES = ("reference", "native", "triton")
 
@@ -108,11 +111,98 @@ def test_the_environment_variable_cannot_choose_what_cannot_serve():
     name, status = next(iter(refused.items()))
     done = run(POOL, FASTAV_BACKEND=name)
     assert done.returncode != 0
-    assert "RuntimeError" in done.stderr.splitlines()[-1]
-    assert (status.reason or "cpu") in done.stderr.splitlines()[-1]
+    assert "RuntimeError" in done.stderr
+    assert (status.reason or "cpu") in done.stderr
     # set_backend goes before the variable.
     code = f"import fastav\nfastav.set_backend('auto')\n{textwrap.dedent(POOL)}"
     assert run(code, FASTAV_BACKEND=name).returncode == 0
+
+
+def has_compiler():
+    try:
+        return bool(find_compiler())
+    except NoCompilerError:
+        return False
+
+
+def test_native_serves_where_there_is_a_compiler():
+    status = fastav.backends()["native"]
+    assert status.devices == ("cpu",)
+    if status.usable:
+        assert status.detail.startswith(("vector path avx512;", "vector path avx2;", "vector path portable;"))
+    else:
+        assert not has_compiler(), status.reason
+        assert "not built" in status.reason
+        assert status.detail == ""
+
+
+def test_native_that_is_not_built_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr(_backends._Native, "library", tmp_path / "libfastav_native.so")
+    (tmp_path / "native.txt").write_text("there is no C++ compiler; install GCC or Clang\n")
+    status = fastav.backends()["native"]
+    assert (status.usable, status.detail) == (False, "")
+    for part in ("not built", "there is no C++ compiler; install GCC or Clang", "make native", "'reference'"):
+        assert part in status.reason
+    with pytest.raises(RuntimeError, match="there is no C\\+\\+ compiler"):
+        fastav.set_backend("native")
+    fastav.set_backend("reference")
+    expected = pool()
+    fastav.set_backend("auto")
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        assert torch.equal(pool(), expected)  # the reference serves then
+
+
+def test_native_that_nobody_tried_to_build(tmp_path, monkeypatch):
+    monkeypatch.setattr(_backends._Native, "library", tmp_path / "libfastav_native.so")
+    reason = fastav.backends()["native"].reason
+    assert "not built" in reason
+    assert "make native" in reason
+
+
+def test_native_that_cannot_be_loaded_says_why(tmp_path, monkeypatch):
+    library = tmp_path / "libfastav_native.so"
+    library.write_text("not a library")
+    monkeypatch.setattr(_backends._Native, "library", library)
+    (tmp_path / "native.txt").write_text("built by GCC 1.2 against PyTorch 3.4")
+    status = fastav.backends()["native"]
+    assert not status.usable
+    for part in ("built by GCC 1.2 against PyTorch 3.4", torch.__version__, str(library), "install fastav again"):
+        assert part in status.reason
+    assert re.search("invalid ELF header|file too short|not a mach-o file", status.reason), status.reason
+
+
+@pytest.mark.parametrize("backend", ["auto", "native"])
+@pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler here, so no native kernels")
+def test_a_wrong_vector_path_is_an_error_in_every_mode(backend):
+    done = run(POOL, FASTAV_BACKEND=backend, FASTAV_CPU="sse9", TRITON_INTERPRET="0")  # which would serve `auto`
+    assert done.returncode != 0
+    assert "RuntimeError" in done.stderr
+    assert "FASTAV_CPU" in done.stderr
+    assert "'sse9'" in done.stderr
+
+
+@pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler here, so no native kernels")
+def test_the_vector_path_is_chosen_anew():
+    done = run("""
+        import os, fastav
+        os.environ["FASTAV_CPU"] = "portable"
+        assert fastav.backends()["native"].detail.startswith("vector path portable;")
+        os.environ["FASTAV_CPU"] = "sse9"
+        try:
+            fastav.backends()
+        except RuntimeError as error:
+            assert "'sse9'" in str(error), error
+        else:
+            raise AssertionError("a wrong name went through")
+        del os.environ["FASTAV_CPU"]
+        assert fastav.backends()["native"].usable
+    """)
+    assert done.returncode == 0, done.stderr
+
+
+def test_import_loads_no_library():
+    done = run("import fastav, torch\nassert not torch.ops.loaded_libraries, torch.ops.loaded_libraries")
+    assert done.returncode == 0, done.stderr
 
 
 def test_import_needs_neither_extras_nor_a_device():
