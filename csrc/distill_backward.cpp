@@ -1,0 +1,293 @@
+// The gradients of distill, see fastav/ops/distill.py: one more pass over the taps.
+//
+// With z the normalised rows without affine part, w and b that part, q' = scale q w and g' = g w, p comes from the saved
+// log-sum-exp:
+//     ds = p (g' z^T - delta)    delta_r = g_r . (o_r - b)    S_r = sum_n ds_rn
+//     dq_r = scale (w (ds z)_r - S_r (o_r - b))    db = sum_r g_r
+//     dw = sum_r (p z)_r g_r + scale q_r ((ds z)_r - S_r (p z)_r)    dz_n = sum_r ds_rn q'_r + p_rn g'_r
+// S is zero but for what o lost when it was rounded to its dtype and delta with it; its terms take that out again.
+//
+// A work item is a run of samples of one tap, which it adds up, or a cut of a sample where samples are few.
+#include "distill.h"
+
+namespace fastav {
+namespace FASTAV_PATH {
+namespace {
+
+template <class T>
+class Backward : Pass<T> {
+    using Base = Pass<T>;
+    using Base::call, Base::count, Base::rows, Base::lanes, Base::taps;
+    const Operands grads, outputs, sums;
+    const DistillGradients& wanted;
+
+    /// What a cut adds up: `ds z` and, for the norm's weight, `p z`, both (rows, wide), and S (lanes).
+    struct Part {
+        T *ds_z, *p_z, *s;
+
+        static int64_t elements(int64_t rows, int64_t lanes, int64_t wide) { return 2 * rows * wide + lanes; }
+        Part(T* memory, int64_t rows, int64_t wide)
+            : ds_z(memory), p_z(memory + rows * wide), s(memory + 2 * rows * wide) {}
+    };
+
+    /// What a run of samples adds to shared gradients: queries (rows, wide), weight (wide), bias (wide).
+    int64_t sum_elements(const Tap<T>& tap) const { return (rows + 2) * tap.wide; }
+
+public:
+    Backward(const Distill& of, Operands upstream, Operands out, Operands kept, const DistillGradients& gradients)
+        : Base(of), grads(upstream), outputs(out), sums(kept), wanted(gradients) {}
+
+    void run() {
+        const Scratch memory = this->shared_memory([&](Cutter& cutter, Tap<T>& tap) {
+            tap.packed = cutter.array<T>(tap.shared ? tap.wide * lanes : 0);
+            const int64_t parts = tap.cuts > 1 ? tap.batch * tap.cuts : 0;
+            tap.parts = cutter.array<T>(parts * Part::elements(rows, lanes, tap.wide));
+            tap.sums = cutter.array<T>(divide_up(tap.batch, tap.run) * sum_elements(tap));
+        });
+        this->pack_shared();
+        Items items(count);
+        for (int64_t g = 0; g < count; ++g) {
+            const Tap<T>& tap = taps()[g];
+            items.put(g, divide_up(tap.batch, tap.run) * tap.cuts, tap.run * tap.cut_tokens * tap.wide);
+        }
+        Cutter workspace;
+        cut(workspace);
+        for_each(items.total(), workspace.used(), [&](int64_t item, char* from) {
+            const auto found = items.find(item);
+            const Tap<T>& tap = taps()[found.entry];
+            const int64_t run = found.item / tap.cuts, end = least(tap.batch, (run + 1) * tap.run);
+            for (int64_t b = run * tap.run; b < end; ++b) pass_over(found.entry, b, found.item % tap.cuts, from);
+        });
+        merge_cuts();
+        sum_runs();
+    }
+
+private:
+    struct Workspace {
+        T *tile, *room, *w, *packed, *scores, *part, *delta, *top;
+        T *slopes, *turned, *left, *d_tile, *inverse;  // for the taps' own gradient
+        int64_t* where;
+    };
+
+    Workspace cut(Cutter& cutter) const {
+        const bool taps_too = bool(wanted.taps);
+        const int64_t widest = this->widest;
+        Workspace w;
+        w.tile = cutter.array<T>(this->largest);
+        w.room = cutter.array<T>(TOGETHER * widest);
+        w.w = cutter.array<T>(widest);
+        w.packed = cutter.array<T>(widest * 2 * lanes);
+        w.scores = cutter.array<T>(BLOCK * 2 * lanes);
+        w.part = cutter.array<T>(Part::elements(rows, lanes, widest));
+        w.delta = cutter.array<T>(lanes);
+        w.top = cutter.array<T>(lanes);
+        w.turned = cutter.array<T>(taps_too ? 2 * lanes * widest : 0);
+        w.left = cutter.array<T>(taps_too ? 2 * lanes * BLOCK : 0);
+        w.d_tile = cutter.array<T>(taps_too ? this->largest : 0);
+        w.inverse = cutter.array<T>(BLOCK);
+        w.where = cutter.array<int64_t>(BLOCK);
+        return w;
+    }
+
+    void pass_over(int64_t g, int64_t b, int64_t cut_index, char* from) const {
+        const Tap<T>& tap = taps()[g];
+        Cutter cutter(from);
+        const Workspace w = cut(cutter);
+        const Tile<T> tile{w.tile, tap.block};
+        prepare(g, b, w);
+        const bool whole = tap.cuts == 1;
+        const int64_t elements = Part::elements(rows, lanes, tap.wide);
+        const Part part(whole ? w.part : tap.parts + (b * tap.cuts + cut_index) * elements, rows, tap.wide);
+        for (int64_t r = 0; r < lanes; ++r) part.s[r] = T(0);
+        if (wanted.taps) clear_tokens(g, b, cut_index);
+        bool first = true;
+        this->blocks(g, b, cut_index, tile, w.room, w.where, w.inverse, [&](int64_t n, const Ahead& ahead) {
+            this->score(tap, tile, n, w.packed, 2 * lanes, w.scores, ahead);
+            for (int64_t r = 0; r < lanes; r += LANES<T>) slopes(w, n, r, part.s + r);
+            if (wanted.queries || wanted.weight) this->pool(tap, tile, n, w.scores, 2 * lanes, part.ds_z, !first);
+            if (wanted.weight) this->pool(tap, tile, n, w.scores + lanes, 2 * lanes, part.p_z, !first);
+            if (wanted.taps) into_taps(g, b, tile, n, w);
+            first = false;
+        });
+        if (first || !wanted.weight)  // what no block has written
+            for (int64_t i = first ? 0 : rows * tap.wide; i < 2 * rows * tap.wide; ++i) part.ds_z[i] = T(0);
+        if (whole) finish(g, b, part, w.w, w.room);
+    }
+
+    /// Queries and upstream gradients of a sample, side by side: channel c of row r at `packed[c * 2 lanes + r]` and
+    /// `packed[c * 2 lanes + lanes + r]`; its log-sum-exps and delta.
+    void prepare(int64_t g, int64_t b, const Workspace& w) const {
+        const Tap<T>& tap = taps()[g];
+        read_affine(call.weight, g, tap.width, T(1), w.w);
+        if (tap.shared)
+            for (int64_t c = 0; c < tap.width; ++c)
+                for (int64_t r = 0; r < lanes; r += LANES<T>)
+                    store(w.packed + c * 2 * lanes + r, load(tap.packed + c * lanes + r));
+        else
+            pack(call.queries[g], b, rows, lanes, tap.scale, w.w, w.room, w.packed, 2 * lanes);
+        pack(grads[g], b, rows, lanes, T(1), w.w, w.room, w.packed + lanes, 2 * lanes);
+        T *const centred = w.room, *const grad = w.room + tap.wide, *const bias = w.room + 2 * tap.wide;
+        read_affine(call.bias, g, tap.width, T(0), bias);
+        for (int64_t r = 0; r < lanes; ++r) {
+            w.top[r] = w.delta[r] = T(0);
+            if (r >= rows) continue;
+            w.top[r] = log_sum(g, b, r);
+            centre_output(g, b, r, bias, centred);
+            read_row(grads[g], b, r, grad);
+            w.delta[r] = dot(grad, centred, tap.width);
+        }
+        if (!wanted.taps) return;
+        for (int64_t r = 0; r < rows; ++r) {
+            read_row(call.queries[g], b, r, w.turned + r * tap.wide);
+            read_row(grads[g], b, r, w.turned + (rows + r) * tap.wide);
+            for (int64_t c = 0; c < tap.width; ++c) {
+                w.turned[r * tap.wide + c] *= tap.scale * w.w[c];
+                w.turned[(rows + r) * tap.wide + c] *= w.w[c];
+            }
+        }
+    }
+
+    T log_sum(int64_t g, int64_t b, int64_t r) const {
+        T sum;
+        read(at(sums[g], b, r), sums[g].dtype, 1, 1, &sum);
+        return sum;
+    }
+
+    /// `o_r - b`; what a row without keys gets matters nowhere, its p is zero.
+    void centre_output(int64_t g, int64_t b, int64_t r, const T* bias, T* to) const {
+        read_row(outputs[g], b, r, to);
+        for (int64_t c = 0; c < taps()[g].width; ++c) to[c] -= bias[c];
+    }
+
+    /// For one vector of rows: `q' z` and `g' z` of n tokens become ds and p, and ds is added to `s`.
+    void slopes(const Workspace& w, int64_t n, int64_t from, T* s) const {
+        const Vector<T> top = load(w.top + from), delta = load(w.delta + from);
+        Vector<T> sum{};
+        for (int64_t t = 0; t < n; ++t) {
+            T *const score = w.scores + t * 2 * lanes + from, *const along = score + lanes;
+            const Vector<T> p = exp<T>(load(score) - top), ds = p * (load(along) - delta);
+            store(score, ds);
+            store(along, p);
+            sum += ds;
+        }
+        store(s, load(s) + sum);
+    }
+
+    /// Gradients of n tokens of the tap itself.
+    void into_taps(int64_t g, int64_t b, const Tile<T>& tile, int64_t n, const Workspace& w) const {
+        const Tap<T>& tap = taps()[g];
+        for (int64_t t = 0; t < n; ++t) {
+            for (int64_t r = 0; r < rows; ++r) {
+                w.left[r * n + t] = w.scores[t * 2 * lanes + r];
+                w.left[(rows + r) * n + t] = w.scores[t * 2 * lanes + lanes + r];
+            }
+        }
+        const Tile<T> d{w.d_tile, tap.block};
+        for (int64_t p = 0; p < panels(tap.width); ++p)
+            multiply<T, Left::columns>(n, PANEL / LANES<T>, 2 * rows, w.left, n, w.turned + p * PANEL, tap.wide,
+                                       d.panel(p), PANEL, false);
+        for (int64_t t = 0; t < n; ++t) {
+            norm_backward(d, tile, t, tap.width, call.norm, w.inverse[t], w.room);
+            write(w.room, tap.width, at(wanted.taps[g], b, w.where[t]), wanted.taps[g].dtype);
+        }
+    }
+
+    /// Zeros where masked tokens' gradients stand.
+    void clear_tokens(int64_t g, int64_t b, int64_t cut_index) const {
+        const Tap<T>& tap = taps()[g];
+        if (!call.key_mask) return;
+        const Operand& to = wanted.taps[g];
+        const int64_t end = least(tap.tokens, (cut_index + 1) * tap.cut_tokens);
+        for (int64_t n = cut_index * tap.cut_tokens; n < end; ++n)
+            if (!*at(call.key_mask[g], b, n)) __builtin_memset(at(to, b, n), 0, tap.width * size_of(to.dtype));
+    }
+
+    void merge_cuts() const {
+        Items items(count);
+        for (int64_t g = 0; g < count; ++g) items.put(g, taps()[g].cuts > 1 ? taps()[g].batch : 0, taps()[g].wide);
+        for_each(items.total(), 3 * this->widest * int64_t(sizeof(T)), [&](int64_t item, char* from) {
+            const auto found = items.find(item);
+            const Tap<T>& tap = taps()[found.entry];
+            Cutter cutter(from);
+            T *w = cutter.array<T>(tap.wide), *room = cutter.array<T>(2 * tap.wide);
+            const int64_t elements = Part::elements(rows, lanes, tap.wide);
+            T* const parts = tap.parts + found.item * tap.cuts * elements;
+            for (int64_t k = 1; k < tap.cuts; ++k)
+                for (int64_t i = 0; i < elements; ++i) parts[i] += parts[k * elements + i];
+            read_affine(call.weight, found.entry, tap.width, T(1), w);
+            finish(found.entry, found.item, Part(parts, rows, tap.wide), w, room);
+        });
+    }
+
+    /// What a sample adds to the gradients; those of its own queries are written.
+    void finish(int64_t g, int64_t b, const Part& part, const T* w, T* room) const {
+        const Tap<T>& tap = taps()[g];
+        T* const d_queries = tap.sums + b / tap.run * sum_elements(tap);
+        T *const d_weight = d_queries + rows * tap.wide, *const d_bias = d_weight + tap.wide;
+        T *const row = room, *const bias = room + tap.wide;
+        const bool rounded = size_of(outputs[g].dtype) < int64_t(sizeof(T));  // else S is as good as zero
+        read_affine(call.bias, g, tap.width, T(0), bias);
+        if (b % tap.run == 0)
+            for (int64_t i = 0; i < sum_elements(tap); ++i) d_queries[i] = T(0);
+        for (int64_t r = 0; r < rows; ++r) {
+            const T s = part.s[r], tau = tap.scale;
+            const T *const ds_z = part.ds_z + r * tap.wide, *const p_z = part.p_z + r * tap.wide;
+            if (wanted.queries) {
+                T* const sum = d_queries + r * tap.wide;
+                if (rounded) centre_output(g, b, r, bias, row);
+                for (int64_t c = 0; c < tap.width; ++c)
+                    sum[c] += tau * (w[c] * ds_z[c] - (rounded ? s * row[c] : T(0)));
+            }
+            if (wanted.weight) {
+                read_row(call.queries[g], b, r, row);
+                for (int64_t c = 0; c < tap.width; ++c)
+                    d_weight[c] += tau * row[c] * (ds_z[c] - (rounded ? s * p_z[c] : T(0)));
+            }
+            const Operand& grad = grads[g];
+            const T* const up = dense(at(grad, b, r), grad.dtype, grad.stride[2], tap.width, row);
+            for (int64_t c = 0; c < tap.width && wanted.weight; ++c) d_weight[c] += p_z[c] * up[c];
+            if (wanted.bias && log_sum(g, b, r) != T(LOWEST))
+                for (int64_t c = 0; c < tap.width; ++c) d_bias[c] += up[c];
+        }
+        if (wanted.queries && !tap.shared) {
+            const Operand& to = wanted.queries[g];
+            for (int64_t r = 0; r < rows; ++r) {
+                write(d_queries + r * tap.wide, tap.width, at(to, b, r), to.dtype);
+                for (int64_t c = 0; c < tap.width; ++c) d_queries[r * tap.wide + c] = T(0);
+            }
+        }
+    }
+
+    /// Gradients of what the samples share: each row's sum over the runs, in order.
+    void sum_runs() const {
+        Items items(count);
+        for (int64_t g = 0; g < count; ++g) items.put(g, rows + 2, taps()[g].batch * taps()[g].wide);
+        for_each(items.total(), this->widest * int64_t(sizeof(T)), [&](int64_t item, char* from) {
+            const auto found = items.find(item);
+            const int64_t g = found.entry, row = found.item;
+            const Tap<T>& tap = taps()[g];
+            const Operands& list = row < rows ? wanted.queries : row == rows ? wanted.weight : wanted.bias;
+            if (!list || (row < rows && !tap.shared)) return;
+            T* const total = reinterpret_cast<T*>(from);
+            for (int64_t c = 0; c < tap.width; ++c) total[c] = T(0);
+            for (int64_t run = 0; run * tap.run < tap.batch; ++run) {
+                const T* const its = tap.sums + run * sum_elements(tap) + row * tap.wide;
+                for (int64_t c = 0; c < tap.width; ++c) total[c] += its[c];
+            }
+            write(total, tap.width, row < rows ? at(list[g], row) : list[g].data, list[g].dtype);
+        });
+    }
+};
+
+}  // namespace
+
+void distill_backward(const Distill& call, Operands grads, Operands outputs, Operands sums,
+                      const DistillGradients& wanted) {
+    if (in_double(call))
+        Backward<double>(call, grads, outputs, sums, wanted).run();
+    else
+        Backward<float>(call, grads, outputs, sums, wanted).run();
+}
+
+}  // namespace FASTAV_PATH
+}  // namespace fastav
