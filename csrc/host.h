@@ -61,9 +61,41 @@ struct DistillGradients {
     Operands taps, queries, weight, bias;
 };
 
+enum class Activation : int32_t { none, gelu, relu };
+
+/// See fastav/ops/project.py; a stack's outputs are entries like others.
+struct Project {
+    Operands tokens, weights, biases, residuals;
+    Norm norm;
+    double eps;
+    Activation activation;
+};
+
+struct ProjectGradients {
+    Operands tokens, weights, biases, residuals;
+};
+
+enum class Gate : int32_t { none, layer, token };
+
+/// See fastav/ops/fuse.py; the gate and the output are lists of one.
+struct Fuse {
+    Operands tokens, weights, biases, gate;
+    Norm norm;
+    double eps;
+    Gate kind;
+};
+
+struct FuseGradients {
+    Operands tokens, weights, biases, gate;
+};
+
 #define FASTAV_DECLARE_OPS                                                                                            \
     void distill_forward(const Distill&, Operands outputs, Operands sums);                                            \
-    void distill_backward(const Distill&, Operands grads, Operands outputs, Operands sums, const DistillGradients&);
+    void distill_backward(const Distill&, Operands grads, Operands outputs, Operands sums, const DistillGradients&);  \
+    void project_forward(const Project&, Operands outputs);                                                           \
+    void project_backward(const Project&, Operands grads, const ProjectGradients&);                                   \
+    void fuse_forward(const Fuse&, Operands outputs, Operands sums);                                                  \
+    void fuse_backward(const Fuse&, Operands grads, const FuseGradients&);
 
 namespace portable {
 FASTAV_DECLARE_OPS

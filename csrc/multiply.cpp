@@ -10,9 +10,11 @@ namespace {
 constexpr int WIDEST = REGISTERS == 32 ? 4 : 2;
 
 /// Rows of a tile of V vectors: sums, one row of the right matrix and one element of the left fit the registers. With a
-/// single vector every row costs a load beside its multiplication, and more rows than this gain nothing.
+/// single vector every row costs a load beside its multiplication, and more rows than this gain nothing; nor do more
+/// than eight that lie any distance apart, each of which wants an address of its own.
+template <Left LEFT>
 constexpr int tile_rows(int v) {
-    return REGISTERS == 32 ? (v == 1 ? 16 : v == 2 ? 12 : v == 3 ? 8 : 6) : (v == 1 ? 8 : 6);
+    return REGISTERS == 32 ? (v == 1 ? (LEFT == Left::rows ? 8 : 16) : v == 2 ? 12 : v == 3 ? 8 : 6) : (v == 1 ? 8 : 6);
 }
 
 template <class T, Left LEFT, int R, int V>
@@ -25,10 +27,10 @@ FASTAV_INLINE void tile(int64_t depth, const T* left, int64_t step, const T* rig
         Vector<T> row[V];
         for (int j = 0; j < V; ++j) row[j] = load(right + j * LANES<T>);
         for (int i = 0; i < R; ++i) {
-            const T element = LEFT == Left::panel ? left[i * PANEL] : left[i];
+            const T element = left[i * (LEFT == Left::panel ? PANEL : LEFT == Left::rows ? step : 1)];
             for (int j = 0; j < V; ++j) sums[i][j] += element * row[j];
         }
-        left += LEFT == Left::panel ? 1 : step;
+        left += LEFT == Left::columns ? step : 1;
         right += right_step;
     }
     for (int i = 0; i < R; ++i) {
@@ -54,8 +56,8 @@ FASTAV_INLINE void rest(int64_t rows, int64_t depth, const T* left, int64_t step
 template <class T, Left LEFT, int V>
 void columns(int64_t rows, int64_t depth, const T* left, int64_t step, const T* right, int64_t right_step, T* out,
              int64_t out_step, bool add) {
-    constexpr int R = tile_rows(V);
-    constexpr int down = LEFT == Left::panel ? PANEL : 1;
+    constexpr int R = tile_rows<LEFT>(V);
+    const int64_t down = LEFT == Left::panel ? PANEL : LEFT == Left::rows ? step : 1;
     int64_t i = 0;
     for (; i + R <= rows; i += R)
         tile<T, LEFT, R, V>(depth, left + i * down, step, right, right_step, out + i * out_step, out_step, add);
@@ -79,8 +81,10 @@ void multiply(int64_t rows, int64_t vectors, int64_t depth, const T* left, int64
     template void multiply<T, LEFT>(int64_t, int64_t, int64_t, const T*, int64_t, const T*, int64_t, T*, int64_t,     \
                                     bool);
 INSTANTIATE(float, Left::panel)
+INSTANTIATE(float, Left::rows)
 INSTANTIATE(float, Left::columns)
 INSTANTIATE(double, Left::panel)
+INSTANTIATE(double, Left::rows)
 INSTANTIATE(double, Left::columns)
 
 }  // namespace FASTAV_PATH

@@ -126,6 +126,24 @@ public:
         }
     }
 
+    /// The entries along a tensor's first dimension.
+    static List layers(const Tensor& stack) {
+        const Operand whole = operand(stack);
+        const int64_t element = static_cast<int64_t>(stack.element_size());
+        List found;
+        for (int64_t i = 0; i < whole.size[0]; ++i) {
+            Operand entry = whole;
+            entry.data += i * whole.stride[0] * element;
+            entry.dim = whole.dim - 1;
+            for (int32_t d = 0; d < entry.dim; ++d) {
+                entry.size[d] = whole.size[d + 1];
+                entry.stride[d] = whole.stride[d + 1];
+            }
+            found.items_.push_back(entry);
+        }
+        return found;
+    }
+
     operator Operands() const { return {items_.data(), static_cast<int64_t>(items_.size())}; }
 
 private:
@@ -229,6 +247,85 @@ Tensors distill_backward(Tensors grads, Tensors outputs, Tensors sums, Tensors t
     return wanted.results();
 }
 
+// ---- project -------------------------------------------------------------------------------------------------------
+
+struct ProjectLists {
+    List tokens, weights, biases, residuals;
+
+    ProjectLists(const Tensors& t, const Tensors& w, const Tensors& b, const Tensors& r)
+        : tokens(t), weights(w), biases(b), residuals(r) {}
+
+    Project call(const std::string& norm, double eps, const std::string& activation) const {
+        const Activation kind = activation == "gelu"   ? Activation::gelu
+                                : activation == "relu" ? Activation::relu
+                                                       : Activation::none;
+        return {tokens, weights, biases, residuals, norm_of(norm), eps, kind};
+    }
+};
+
+/// All outputs, flat; a stack's lie in it as a list's do.
+Tensor project(Tensors tokens, Tensors weights, Tensors biases, Tensors residuals, std::string norm, double eps,
+               std::string activation) {
+    const ProjectLists lists(tokens, weights, biases, residuals);
+    std::vector<Sizes> shapes = shapes_of(tokens);
+    for (size_t g = 0; g < tokens.size(); ++g) shapes[g].back() = weights[g].size(1);
+    const Tensor outputs = room_for(shapes, tokens[0], tokens[0].scalar_type());
+    FASTAV_CALL(project_forward, lists.call(norm, eps, activation), List(outputs, shapes))
+    return outputs;
+}
+
+Tensors project_backward(Tensors grads, Tensors tokens, Tensors weights, Tensors biases, Tensors residuals,
+                         std::string norm, double eps, std::string activation, bool stack,
+                         std::vector<std::string> names) {
+    const ProjectLists lists(tokens, weights, biases, residuals);
+    Wanted wanted(names);
+    const List d_tokens = wanted.add("tokens", tokens), d_weights = wanted.add("weights", weights);
+    const List d_biases = wanted.add("biases", biases), d_residuals = wanted.add("residuals", residuals);
+    const ProjectGradients gradients{d_tokens, d_weights, d_biases, d_residuals};
+    const List upstream = stack ? List::layers(grads[0]) : List(grads);
+    FASTAV_CALL(project_backward, lists.call(norm, eps, activation), upstream, gradients)
+    return wanted.results();
+}
+
+// ---- fuse ----------------------------------------------------------------------------------------------------------
+
+struct FuseLists {
+    List tokens, weights, biases, gate;
+
+    FuseLists(const Tensors& t, const Tensors& w, const Tensors& b, const Tensors& g)
+        : tokens(t), weights(w), biases(b), gate(g) {}
+
+    Fuse call(const std::string& norm, double eps, const std::string& kind) const {
+        const Gate gate_kind = kind == "layer" ? Gate::layer : kind == "token" ? Gate::token : Gate::none;
+        return {tokens, weights, biases, gate, norm_of(norm), eps, gate_kind};
+    }
+};
+
+/// The output and, for a gate on tokens, the log-sum-exps, else nothing; both flat.
+std::tuple<Tensor, Tensor> fuse(Tensors tokens, Tensors weights, Tensors biases, Tensors gate, std::string norm,
+                                double eps, std::string gate_kind) {
+    const FuseLists lists(tokens, weights, biases, gate);
+    const int64_t batch = tokens[0].size(0), rows = tokens[0].size(1);
+    const std::vector<Sizes> shapes{{batch, rows, weights[0].size(1)}};
+    std::vector<Sizes> sums;
+    if (gate_kind == "token") sums.push_back({batch, rows});
+    const Tensor output = room_for(shapes, tokens[0], tokens[0].scalar_type());
+    const Tensor kept = room_for(sums, tokens[0], wide(tokens[0], weights[0]));
+    FASTAV_CALL(fuse_forward, lists.call(norm, eps, gate_kind), List(output, shapes), List(kept, sums))
+    return {output, kept};
+}
+
+Tensors fuse_backward(Tensors grads, Tensors tokens, Tensors weights, Tensors biases, Tensors gate, std::string norm,
+                      double eps, std::string gate_kind, std::vector<std::string> names) {
+    const FuseLists lists(tokens, weights, biases, gate);
+    Wanted wanted(names);
+    const List d_tokens = wanted.add("tokens", tokens), d_weights = wanted.add("weights", weights);
+    const List d_biases = wanted.add("biases", biases), d_gate = wanted.add("gate", gate);
+    const FuseGradients gradients{d_tokens, d_weights, d_biases, d_gate};
+    FASTAV_CALL(fuse_backward, lists.call(norm, eps, gate_kind), List(grads), gradients)
+    return wanted.results();
+}
+
 }  // namespace
 }  // namespace fastav
 
@@ -241,10 +338,26 @@ STABLE_TORCH_LIBRARY(fastav_native, m) {
         "distill_backward(Tensor[] grads, Tensor[] outputs, Tensor[] sums, Tensor[] taps, Tensor[] queries, "
         "Tensor[] weight, Tensor[] bias, Tensor[] key_mask, float? scale, str norm, float eps, str[] wanted) "
         "-> Tensor[]");
+    m.def(
+        "project(Tensor[] tokens, Tensor[] weights, Tensor[] biases, Tensor[] residuals, str norm, float eps, "
+        "str activation) -> Tensor");
+    m.def(
+        "project_backward(Tensor[] grads, Tensor[] tokens, Tensor[] weights, Tensor[] biases, Tensor[] residuals, "
+        "str norm, float eps, str activation, bool stack, str[] wanted) -> Tensor[]");
+    m.def(
+        "fuse(Tensor[] tokens, Tensor[] weights, Tensor[] biases, Tensor[] gate, str norm, float eps, "
+        "str gate_kind) -> (Tensor, Tensor)");
+    m.def(
+        "fuse_backward(Tensor[] grads, Tensor[] tokens, Tensor[] weights, Tensor[] biases, Tensor[] gate, str norm, "
+        "float eps, str gate_kind, str[] wanted) -> Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastav_native, CompositeExplicitAutograd, m) {
     m.impl("path", TORCH_BOX(&fastav::path));
     m.impl("distill", TORCH_BOX(&fastav::distill));
     m.impl("distill_backward", TORCH_BOX(&fastav::distill_backward));
+    m.impl("project", TORCH_BOX(&fastav::project));
+    m.impl("project_backward", TORCH_BOX(&fastav::project_backward));
+    m.impl("fuse", TORCH_BOX(&fastav::fuse));
+    m.impl("fuse_backward", TORCH_BOX(&fastav::fuse_backward));
 }

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from fastav.ops._flat import Results
 
-__all__ = ["distill_backward", "distill_forward"]
+__all__ = [
+    "distill_backward",
+    "distill_forward",
+    "fuse_backward",
+    "fuse_forward",
+    "project_backward",
+    "project_forward",
+]
 
 Tensors = Sequence[Tensor]
 
@@ -44,4 +51,75 @@ def distill_backward(
     outputs, sums = kept[: len(taps)], kept[len(taps) :]
     lists = taps, queries, weight or [], bias or [], key_mask or []
     found = torch.ops.fastav_native.distill_backward(grads, outputs, sums, *lists, **settings, wanted=list(wanted))
+    return dict(zip(wanted, found, strict=True))
+
+
+def project_forward(
+    tokens: Tensors,
+    weights: Tensors,
+    biases: Tensors | None,
+    residuals: Tensors | None,
+    *,
+    norm: str,
+    eps: float,
+    activation: str | None,
+    stack: bool,
+) -> tuple[Results, Results]:
+    """Outputs, see :func:`fastav.reference.project`; flat, which the stack is too."""
+    lists = tokens, weights, biases or [], residuals or []
+    return torch.ops.fastav_native.project(*lists, norm, eps, activation or ""), []
+
+
+def project_backward(
+    grads: Tensors,
+    kept: Tensors,
+    tokens: Tensors,
+    weights: Tensors,
+    biases: Tensors | None,
+    residuals: Tensors | None,
+    *,
+    norm: str,
+    eps: float,
+    activation: str | None,
+    stack: bool,
+    wanted: Collection[str],
+) -> dict[str, Results]:
+    """Gradients, see :func:`fastav.reference.project_backward`; ``kept`` is empty."""
+    lists = tokens, weights, biases or [], residuals or []
+    settings = norm, eps, activation or "", stack
+    found = torch.ops.fastav_native.project_backward(grads, *lists, *settings, list(wanted))
+    return dict(zip(wanted, found, strict=True))
+
+
+def fuse_forward(
+    tokens: Tensors,
+    weights: Tensors,
+    biases: Tensors | None,
+    gate: Tensor | None,
+    *,
+    norm: str,
+    eps: float,
+    gate_kind: str | None,
+) -> tuple[Results, Results]:
+    """The output and, for a gate on tokens, the log-sum-exps, see :func:`fastav.reference.fuse_forward`."""
+    lists = tokens, weights, biases or [], [] if gate is None else [gate]
+    return torch.ops.fastav_native.fuse(*lists, norm, eps, gate_kind or "")
+
+
+def fuse_backward(
+    grads: Tensors,
+    kept: Tensors,
+    tokens: Tensors,
+    weights: Tensors,
+    biases: Tensors | None,
+    gate: Tensor | None,
+    *,
+    norm: str,
+    eps: float,
+    gate_kind: str | None,
+    wanted: Collection[str],
+) -> dict[str, Results]:
+    """Gradients, see :func:`fastav.reference.fuse_backward`; ``kept`` is not needed here."""
+    lists = tokens, weights, biases or [], [] if gate is None else [gate]
+    found = torch.ops.fastav_native.fuse_backward(grads, *lists, norm, eps, gate_kind or "", list(wanted))
     return dict(zip(wanted, found, strict=True))

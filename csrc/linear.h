@@ -1,0 +1,413 @@
+// A linear map of rows, `y = z W` with z the normalised rows, and its gradients: what project and fuse share.
+//
+// Tensors that are dense already are used where they lie; others are converted into the thread's workspace, a block of
+// rows at a time, and matrices once, before everything else. Gradients of W are cut over its rows, not over the tokens,
+// so that nothing has to be added up between threads.
+#pragma once
+
+#include "rows.h"
+#include "work.h"
+
+namespace fastav {
+namespace FASTAV_PATH {
+
+/// Rows of an item that maps rows; rows that one product for W's gradient adds up; rows of W that such an item covers.
+constexpr int64_t ROWS = 48, DEEP = 96, STRIP = 128;
+
+template <class T>
+constexpr Dtype OWN = sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;
+
+/// Elements filled up to vectors.
+template <class T>
+FASTAV_INLINE int64_t filled(int64_t width) {
+    return round_up(width, LANES<T>);
+}
+
+/// How far rows of so many elements lie apart in work memory: not a whole page, where a column would fall into one set
+/// of the cache.
+template <class T>
+FASTAV_INLINE int64_t spacing(int64_t width) {
+    const int64_t step = filled<T>(width);
+    return step % 256 ? step : step + LANES<T>;
+}
+
+// ---- rows of tensors -----------------------------------------------------------------------------------------------
+
+/// A tensor (count, width) or (count / inner, inner, width) as rows; strides count elements.
+struct Rows {
+    char* data;
+    Dtype dtype;
+    int64_t count, inner, width;
+    int64_t sample, row, channel;
+
+    char* at(int64_t m, int64_t c = 0) const {
+        const int64_t before = m < inner ? 0 : m / inner;
+        return data + (before * sample + (m - before * inner) * row + c * channel) * size_of(dtype);
+    }
+};
+
+/// The rows of a tensor of two or three dimensions, all of them one distance apart if there is one.
+FASTAV_INLINE Rows rows_of(const Operand& x) {
+    const int d = x.dim - 2;
+    Rows found{x.data, x.dtype, x.size[d], x.size[d], x.size[d + 1], 0, x.stride[d], x.stride[d + 1]};
+    if (d == 0) return found;
+    found.count *= x.size[0];
+    found.sample = x.stride[0];
+    if (x.size[1] == 1) found.row = found.sample;
+    if (x.size[0] == 1 || x.size[1] == 1 || found.sample == x.size[1] * found.row) found.inner = found.count;
+    return found;
+}
+
+/// Rows in memory, `step` elements apart.
+template <class T>
+struct Block {
+    const T* data;
+    int64_t step;
+};
+
+template <class T>
+FASTAV_INLINE void clear(T* from, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) from[i] = T(0);
+}
+
+/// Channels [c, c + width) of `n` rows, in T. With `vectors` the rows end in whole vectors, which may be read.
+template <class T>
+static Block<T> take(const Rows& x, int64_t from, int64_t n, int64_t c, int64_t width, bool vectors, T* room) {
+    if (x.dtype == OWN<T> && x.channel == 1 && x.inner == x.count && !(vectors && width % LANES<T>))
+        return {reinterpret_cast<const T*>(x.at(from, c)), x.row};
+    const int64_t step = spacing<T>(width);
+    for (int64_t i = 0; i < n; ++i) {
+        read(x.at(from + i, c), x.dtype, x.channel, width, room + i * step);
+        clear(room + i * step + width, filled<T>(width) - width);
+    }
+    return {room, step};
+}
+
+template <class T>
+static void normalise(const T* row, int64_t width, const Moments<T>& m, T* to) {
+    const Vector<T> shift = splat(m.mean);
+    int64_t c = 0;
+    for (; c + LANES<T> <= width; c += LANES<T>) store(to + c, (load(row + c) - shift) * m.inverse);
+    for (; c < width; ++c) to[c] = (row[c] - m.mean) * m.inverse;
+}
+
+/// `n` normalised rows; `kept` gets what each was shifted and multiplied by.
+template <class T>
+static Block<T> normalised(const Rows& x, int64_t from, int64_t n, Norm norm, T eps, T* room, Moments<T>* kept) {
+    if (norm == Norm::none) return take(x, from, n, 0, x.width, false, room);
+    const int64_t step = spacing<T>(x.width);
+    const T* rows[TOGETHER];
+    Moments<T> found[TOGETHER];
+    for (int64_t i = 0; i < n; i += TOGETHER) {
+        const int64_t some = least(TOGETHER, n - i);
+        for (int64_t k = 0; k < TOGETHER; ++k) {
+            const int64_t m = i + least(k, some - 1);  // the last row again where there are no more
+            rows[k] = dense(x.at(from + m), x.dtype, x.channel, x.width, room + m * step);
+        }
+        moments<T, TOGETHER>(rows, x.width, norm, eps, found);
+        for (int64_t k = 0; k < some; ++k) {
+            normalise(rows[k], x.width, found[k], room + (i + k) * step);
+            if (kept) kept[i + k] = found[k];
+        }
+    }
+    return {room, step};
+}
+
+/// Channels [c, c + width) of the same, from what was kept; without norm that is not read.
+template <class T>
+static Block<T> normalised_strip(const Rows& x, int64_t from, int64_t n, int64_t c, int64_t width, Norm norm,
+                                 const Moments<T>* kept, T* room) {
+    if (norm == Norm::none) return take(x, from, n, c, width, false, room);
+    const int64_t step = spacing<T>(width);
+    for (int64_t i = 0; i < n; ++i) {
+        T* const to = room + i * step;
+        normalise(dense(x.at(from + i, c), x.dtype, x.channel, width, to), width, kept[i], to);
+    }
+    return {room, step};
+}
+
+/// The norm's gradient times `factor`, see `normalize_backward` of the reference: `d`, the gradient of the normalised
+/// row `z`, becomes that of the row itself.
+template <class T>
+static void norm_gradient(T* d, const T* z, int64_t width, Norm norm, T inverse, T factor) {
+    T mean = 0, along = 0;
+    if (norm == Norm::layer) mean = total(d, width) / T(width);
+    if (norm != Norm::none) along = dot(d, z, width) / T(width);
+    inverse *= factor;
+    if (norm == Norm::none)
+        for (int64_t c = 0; c < width; ++c) d[c] *= inverse;
+    else
+        for (int64_t c = 0; c < width; ++c) d[c] = (d[c] - mean - z[c] * along) * inverse;
+}
+
+// ---- matrices ------------------------------------------------------------------------------------------------------
+
+#if defined(__clang__)
+#define FASTAV_SHUFFLE(I, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define FASTAV_SHUFFLE(I, a, b, ...) __builtin_shuffle(a, b, I{__VA_ARGS__})
+#endif
+
+/// The lanes of two vectors in turn: those of the lower halves, those of the upper ones.
+template <class T>
+FASTAV_INLINE void interleave(Vector<T> a, Vector<T> b, Vector<T>& low, Vector<T>& high) {
+    using I = typename Kind<T>::Bits;
+    if constexpr (LANES<T> == 16) {
+        low = FASTAV_SHUFFLE(I, a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+        high = FASTAV_SHUFFLE(I, a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    } else if constexpr (LANES<T> == 8) {
+        low = FASTAV_SHUFFLE(I, a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+        high = FASTAV_SHUFFLE(I, a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+    } else if constexpr (LANES<T> == 4) {
+        low = FASTAV_SHUFFLE(I, a, b, 0, 4, 1, 5);
+        high = FASTAV_SHUFFLE(I, a, b, 2, 6, 3, 7);
+    } else {
+        low = FASTAV_SHUFFLE(I, a, b, 0, 2);
+        high = FASTAV_SHUFFLE(I, a, b, 1, 3);
+    }
+}
+
+/// A square of as many vectors as they have lanes, turned over its diagonal: each pass shuffles the lower half of the
+/// rows into the upper one, which takes the position's highest bit to the lowest place.
+template <class T>
+FASTAV_INLINE void turn(Vector<T>* rows) {
+    constexpr int N = LANES<T>;
+    for (int rest = N; rest > 1; rest /= 2) {
+        Vector<T> next[N];
+        for (int i = 0; i < N / 2; ++i) interleave<T>(rows[i], rows[i + N / 2], next[2 * i], next[2 * i + 1]);
+        for (int i = 0; i < N; ++i) rows[i] = next[i];
+    }
+}
+
+/// A matrix that is read as (rows, columns), whichever way it lies.
+struct Matrix {
+    const char* data;
+    Dtype dtype;
+    int64_t rows, columns, down, along;  // strides
+
+    const char* at(int64_t r, int64_t c) const { return data + (r * down + c * along) * size_of(dtype); }
+
+    /// Whether a product may read its rows where they lie.
+    template <class T>
+    bool ready() const {
+        return dtype == OWN<T> && along == 1 && columns % LANES<T> == 0;
+    }
+};
+
+/// The matrix of a tensor, or that matrix turned over.
+FASTAV_INLINE Matrix matrix_of(const Operand& w, bool turned) {
+    const int r = turned, c = !turned;
+    return {w.data, w.dtype, w.size[r], w.size[c], w.stride[r], w.stride[c]};
+}
+
+/// Rows [from, end) of the matrix into rows `step` elements apart, filled up to whole vectors with zeros.
+template <class T>
+static void arrange(const Matrix& x, int64_t from, int64_t end, T* to, int64_t step) {
+    constexpr int64_t N = LANES<T>;
+    if (x.along == 1 || x.down != 1) {
+        for (int64_t r = from; r < end; ++r) {
+            read(x.at(r, 0), x.dtype, x.along, x.columns, to + r * step);
+            clear(to + r * step + x.columns, filled<T>(x.columns) - x.columns);
+        }
+        return;
+    }
+    for (int64_t r = from; r < end; r += N) {
+        const int64_t some = least(N, end - r);
+        for (int64_t c = 0; c < x.columns; c += N) {
+            Vector<T> square[N];
+            if (x.dtype == OWN<T> && some == N && c + N <= x.columns) {
+                for (int64_t j = 0; j < N; ++j) square[j] = load(reinterpret_cast<const T*>(x.at(r, c + j)));
+            } else {
+                for (int64_t j = 0; j < N; ++j) {
+                    T piece[N] = {};
+                    if (c + j < x.columns) read(x.at(r, c + j), x.dtype, 1, some, piece);
+                    square[j] = load(piece);
+                }
+            }
+            turn<T>(square);
+            T* const out = to + r * step + c;
+            if (some == N)
+                for (int64_t i = 0; i < N; ++i) store(out + i * step, square[i]);
+            else
+                for (int64_t i = 0; i < some; ++i) store(out + i * step, square[i]);
+        }
+    }
+}
+
+/// `out := left right`, (n, depth) by (depth, vectors), into rows `out_step` apart.
+template <class T>
+static void product(int64_t n, int64_t depth, const Block<T>& left, const Block<T>& right, int64_t width, T* out,
+                    int64_t out_step) {
+    constexpr int64_t CUT = 512;  // so many rows of the right matrix stay in the cache while the left ones pass
+    for (int64_t k = 0; k < depth; k += CUT)
+        multiply<T, Left::rows>(n, divide_up(width, LANES<T>), least(CUT, depth - k), left.data + k, left.step,
+                                right.data + k * right.step, right.step, out, out_step, k > 0);
+}
+
+// ---- the layers of a call ------------------------------------------------------------------------------------------
+
+/// One entry of a call.
+template <class T>
+struct Layer {
+    Rows tokens;
+    int64_t in, out;
+    Block<T> map, turned;  // W and W transposed, if they were asked for
+    Moments<T>* moments;   // of all rows, likewise, unless there is no norm
+    T* upstream;           // gradients of y, where a call keeps them
+};
+
+template <class T>
+class Layers {
+public:
+    const int64_t count;
+    const Norm norm;
+    const T eps;
+    int64_t in = 0, out = 0;  // the widest
+
+    Layers(const Operands& tokens, const Operands& weights, Norm by, double small)
+        : count(tokens.count), norm(by), eps(T(small)), weights_(weights), plan_(count * int64_t(sizeof(Layer<T>))) {
+        for (int64_t g = 0; g < count; ++g) {
+            Layer<T>& layer = all()[g] = {};
+            layer.tokens = rows_of(tokens[g]);
+            layer.in = weights[g].size[0], layer.out = weights[g].size[1];
+            in = most(in, layer.in), out = most(out, layer.out);
+        }
+    }
+
+    Layer<T>& operator[](int64_t g) const { return all()[g]; }
+
+    /// Make what a pass wants ready: W, W transposed, room for the rows' moments and for the gradients of y.
+    Scratch prepare(bool map, bool turned, bool moments, bool upstream) const {
+        Cutter sizes;
+        cut(sizes, map, turned, moments, upstream);
+        Scratch memory(sizes.used());
+        Cutter arrays(memory.data());
+        cut(arrays, map, turned, moments, upstream);
+        arrange_all(map, turned);
+        return memory;
+    }
+
+    /// An item for every `rows` rows of every layer.
+    Items row_items(int64_t rows) const {
+        Items items(count);
+        for (int64_t g = 0; g < count; ++g) {
+            const Layer<T>& layer = all()[g];
+            items.put(g, divide_up(layer.tokens.count, rows), least(rows, layer.tokens.count) * layer.in * layer.out);
+        }
+        return items;
+    }
+
+    /// Elements of work memory for `rows` of these rows.
+    static int64_t room(int64_t rows, int64_t width) { return rows * spacing<T>(width); }
+
+    /// Normalised rows, their moments kept if there is room for them.
+    Block<T> rows(const Layer<T>& layer, int64_t from, int64_t n, T* room) const {
+        return normalised(layer.tokens, from, n, norm, eps, room, layer.moments ? layer.moments + from : nullptr);
+    }
+
+    /// `y := z W` into rows `step` apart.
+    void map(const Layer<T>& layer, int64_t n, const Block<T>& z, T* y, int64_t step) const {
+        product(n, layer.in, z, layer.map, layer.out, y, step);
+    }
+
+    /// Gradients of n rows of the tokens, written into `to`: from that of y times `factor`.
+    void token_gradients(const Layer<T>& layer, int64_t from, int64_t n, const Block<T>& z, const Block<T>& upstream,
+                         T factor, const Operand& to, T* room) const {
+        const Rows target = rows_of(to);
+        const bool direct = to.dtype == OWN<T> && layer.in % LANES<T> == 0;
+        T* const d = direct ? reinterpret_cast<T*>(target.at(from)) : room;
+        const int64_t step = direct ? layer.in : spacing<T>(layer.in);
+        product(n, layer.out, upstream, layer.turned, layer.in, d, step);
+        for (int64_t i = 0; i < n; ++i) {
+            T* const row = d + i * step;
+            if (norm != Norm::none)
+                norm_gradient(row, z.data + i * z.step, layer.in, norm, layer.moments[from + i].inverse, factor);
+            else if (factor != T(1))
+                norm_gradient(row, row, layer.in, norm, T(1), factor);
+            if (!direct) write(row, layer.in, target.at(from + i), to.dtype);
+        }
+    }
+
+    /// `out := z^T d` for channels [c, c + width) of z, into rows `step` apart. `upstream(from, n, z)` gives n rows of d;
+    /// without `out` it is only called, and without `room` there is no z either.
+    template <class F>
+    void weight_gradients(const Layer<T>& layer, int64_t c, int64_t width, T* room, T* out, int64_t step,
+                          const F& upstream) const {
+        const int64_t end = layer.tokens.count;
+        for (int64_t from = 0; from < end; from += DEEP) {
+            const int64_t n = least(DEEP, end - from);
+            const Moments<T>* const kept = layer.moments ? layer.moments + from : nullptr;
+            const Block<T> z =
+                room ? normalised_strip(layer.tokens, from, n, c, width, norm, kept, room) : Block<T>{nullptr, 0};
+            const Block<T> d = upstream(from, n, z);
+            if (out)
+                multiply<T, Left::columns>(width, divide_up(layer.out, LANES<T>), n, z.data, z.step, d.data, d.step, out,
+                                           step, from > 0);
+        }
+        for (int64_t i = 0; end == 0 && out && i < width; ++i) clear(out + i * step, filled<T>(layer.out));
+    }
+
+private:
+    Layer<T>* all() const { return reinterpret_cast<Layer<T>*>(plan_.data()); }
+
+    void cut(Cutter& cutter, bool map, bool turned, bool moments, bool upstream) const {
+        for (int64_t g = 0; g < count; ++g) {
+            Layer<T>& layer = all()[g];
+            if (map) layer.map = place(cutter, g, false);
+            if (turned) layer.turned = place(cutter, g, true);
+            const int64_t rows = layer.tokens.count;
+            if (moments && norm != Norm::none) layer.moments = cutter.array<Moments<T>>(rows);
+            if (upstream) layer.upstream = cutter.array<T>(rows * spacing<T>(layer.out));
+        }
+    }
+
+    /// Where a matrix is to be read.
+    Block<T> place(Cutter& cutter, int64_t g, bool turned) const {
+        const Matrix w = matrix_of(weights_[g], turned);
+        if (w.ready<T>()) return {reinterpret_cast<const T*>(w.data), w.down};
+        const int64_t step = spacing<T>(w.columns);
+        return {cutter.array<T>(w.rows * step), step};
+    }
+
+    void arrange_all(bool map, bool turned) const {
+        constexpr int64_t CUT = 256;
+        Items items(2 * count);
+        for (int64_t i = 0; i < 2 * count; ++i) {
+            const Matrix w = matrix_of(weights_[i / 2], i % 2);
+            const bool wanted = (i % 2 ? turned : map) && !w.ready<T>();
+            items.put(i, wanted ? divide_up(w.rows, CUT) : 0, w.columns * least(CUT, w.rows));
+        }
+        for_each(items.total(), 0, [&](int64_t item, char*) {
+            const auto found = items.find(item);
+            const Layer<T>& layer = all()[found.entry / 2];
+            const Block<T>& to = found.entry % 2 ? layer.turned : layer.map;
+            const Matrix w = matrix_of(weights_[found.entry / 2], found.entry % 2);
+            arrange(w, found.item * CUT, least(w.rows, (found.item + 1) * CUT), const_cast<T*>(to.data), to.step);
+        });
+    }
+
+    const Operands weights_;
+    Scratch plan_;
+};
+
+// ---- sums over rows ------------------------------------------------------------------------------------------------
+
+/// `sums += ` the sum of n rows, which end in whole vectors; those are added up first, so that long sums stay exact.
+template <class T>
+static void add_rows(const Block<T>& block, int64_t n, int64_t width, T* sums) {
+    for (int64_t c = 0; c < width; c += LANES<T>) {
+        Vector<T> sum{};
+        for (int64_t i = 0; i < n; ++i) sum += load(block.data + i * block.step + c);
+        store(sums + c, load(sums + c) + sum);
+    }
+}
+
+/// Entry g of a list of vectors, filled up to whole vectors with zeros; zeros if the list was not given.
+template <class T>
+static void read_vector(const Operands& list, int64_t g, int64_t width, T* to) {
+    clear(to, filled<T>(width));
+    if (list) read(list[g].data, list[g].dtype, list[g].stride[0], width, to);
+}
+
+}  // namespace FASTAV_PATH
+}  // namespace fastav
