@@ -9,9 +9,8 @@ from torch import Tensor
 
 from benchmarks import plain
 from benchmarks.cases import Case
-from benchmarks.contenders import Contender
+from benchmarks.contenders import Contender, definition
 from benchmarks.layouts import random
-from fastav import reference
 
 #: How much more than same-dtype PyTorch a result may lose: two orders of the same sums err independently, and the
 #: largest errors of two such draws seldom lie this far apart.
@@ -87,7 +86,7 @@ class Truth:
         """Draw random arguments and find out."""
         new = random(device, seed)
         arguments = case.tensors(new)
-        function = getattr(reference, case.op)
+        function = definition(case.op)
         outputs = as_list(function(**arguments, **case.settings))
         upstream = case.upstream(outputs, new)
         exact = Answer.of(function, case, widened(arguments), [g.double() for g in upstream])

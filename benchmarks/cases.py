@@ -21,6 +21,9 @@ AVE = (
 )  # fmt: skip
 #: ViT-B/16 at 224 px and the Audio Spectrogram Transformer, all blocks.
 VIT_AST = ((197, 768),) * 12 + ((1214, 768),) * 12
+#: The demo, examples/stamps: a ViT-S/14 at 126 px has 9 x 9 patches and a class token, and every second of its 12
+#: blocks is tapped; all 4 blocks of the Whisper-tiny encoder are, whose 500 tokens of 10 seconds are cut into 10 spans.
+STAMPS = (*[(82, 384)] * 6, *[(50, 384)] * 4)
 #: The four stages of Swin-V2-L at 192 px.
 SWIN_STAGES = ((2304, 192), (576, 384), (144, 768), (36, 1536))
 #: Ragged, none of it a multiple of anything, and done in a moment on a CPU.
@@ -108,6 +111,23 @@ def distill(
     return Case("distill", "distill", lists, {"scale": None, **NORM}, wanted, grads=grads)
 
 
+def attend(shapes: Sizes, batch: int, *, rows: int = 16, rank: int | None = None) -> Case:
+    """Attention with key and value projections of every token: to the tap's own width, or to ``rank`` channels.
+
+    Keys are (E, D) and values (D, E) matrices. There is no affine part: it folds into both.
+    """
+    inner = [rank or d for _, d in shapes]
+    pairs = list(zip(inner, [d for _, d in shapes], strict=True))
+    scale = pairs[0][1] ** -0.5
+    lists: dict[str, Entries | None] = {
+        "taps": Entries(tuple((batch, n, d) for n, d in shapes), dtype="taps"),
+        "queries": Entries(tuple((rows, e) for e in inner)),
+        "keys": Entries(tuple(pairs), scale=scale),
+        "values": Entries(tuple((d, e) for e, d in pairs), scale=scale),
+    }
+    return Case("attend", "attend", lists, {"scale": None, **NORM}, ("queries", "keys", "values"), grads="own")
+
+
 def project(
     outs: Sequence[int],
     widths: Sequence[int],
@@ -185,6 +205,8 @@ SIDES = {
     "AVE": Side(AVE[:24], AVE[24:]),
     "ViT-AST": Side(VIT_AST[:12], VIT_AST[12:], tokens=4, heads=2),
 }
+#: One training step of the demo's Mettle: 16 clips of 10 segments, MettleConfig's defaults.
+STAMPS_SIDE = Side(STAMPS[:6], STAMPS[6:], tokens=4, heads=2, segments=16 * SEGMENTS)
 SMALL_SIDE = Side(SMALL[:2], SMALL[2:], tokens=3, heads=2, rank=4, width=20, segments=2)
 
 

@@ -1,21 +1,27 @@
 """Who is timed: fastav's ops, and the ways there are to compute the same with PyTorch and xformers.
 
+``attend`` is no op of fastav's but what :func:`plain.attend` is: attention that projects every token. Ours of it is
+``distill`` between two products with the projections, see :func:`absorbed`.
+
 Each contender is a function with an op's arguments, all of them by name, and its results. :class:`UnavailableError`
 says why one cannot serve here; one that serves but is wrong is a failure, see :mod:`benchmarks.accuracy`.
 """
 
 import importlib
+import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import plain
-from fastav import ops, reference
+from fastav import backends, ops, reference
 
 Contender = Callable[..., Any]
 
@@ -34,17 +40,90 @@ def plain_eager(op: str) -> Contender:
     return getattr(plain, op)
 
 
-def compiled(op: str) -> Contender:
-    """The same-dtype PyTorch under ``torch.compile``."""
+def definition(op: str) -> Contender:
+    """What an op is defined by: the reference, or the literal PyTorch form of what is no op of fastav's."""
+    return getattr(reference, op, None) or getattr(plain, op)
+
+
+def compiled(op: str, function: Contender | None = None) -> Contender:
+    """The same-dtype PyTorch, or another ``function``, under ``torch.compile``."""
     if not torch.cuda.is_available() and shutil.which("g++") is None:
         raise UnavailableError("torch.compile needs a C++ compiler on the CPU; there is no g++")
-    torch._dynamo.reset()
-    return torch.compile(getattr(plain, op), fullgraph=True, dynamic=False)
+    return torch.compile(function or getattr(plain, op), fullgraph=True, dynamic=False)
 
 
 def ours(op: str) -> Contender:
     """:mod:`fastav.ops` with the best backend of the device."""
     return getattr(ops, op)
+
+
+def vector_path() -> str:
+    """The vector path that fastav's native CPU kernels take now, nothing where they cannot serve."""
+    return torch.ops.fastav_native.path() if backends()["native"].usable else ""
+
+
+@contextmanager
+def forced(path: str) -> Iterator[None]:
+    """Let the native CPU kernels take a vector path, one of ``"avx512"``, ``"avx2"`` and ``"portable"``.
+
+    Raises:
+        UnavailableError: they cannot serve, or not on this path.
+    """
+    with patch.dict(os.environ, FASTAV_CPU=path):
+        try:
+            found = vector_path()
+        except RuntimeError as error:
+            raise UnavailableError(str(error).splitlines()[0]) from error
+        if found != path:
+            raise UnavailableError(f"the native kernels do not take the vector path {path} here")
+        yield
+
+
+def absorbed(taps, queries, keys, values, *, scale, norm, eps) -> list[Tensor]:
+    """What ``plain.attend`` computes, with the projections taken to the queries and the pooled rows."""
+    scaled = [q * (q.shape[-1] ** -0.5 if scale is None else scale) for q in queries]
+    pooled = ops.distill(taps, list(ops.project(scaled, keys)), scale=1.0, norm=norm, eps=eps)
+    return list(ops.project(pooled, values))
+
+
+def attend_sdpa(taps, queries, keys, values, *, scale, norm, eps) -> list[Tensor]:
+    """``plain.attend`` with ``scaled_dot_product_attention``."""
+    outputs = []
+    for x, q, w_k, w_v in zip(taps, queries, keys, values, strict=True):
+        x_hat = plain.normalize(x, norm, eps)
+        k, v = F.linear(x_hat, w_k.to(x.dtype)), x_hat @ w_v.to(x.dtype)
+        rows = q.to(x.dtype).expand(len(x), -1, -1)
+        outputs.append(F.scaled_dot_product_attention(rows, k, v, scale=scale).to(q.dtype))
+    return outputs
+
+
+def folded(taps, queries, *, weight, bias, key_mask, scale, norm, eps) -> list[Tensor]:
+    """No normalised tap is ever written: the norm is folded into scores and sums, the affine into queries and outputs.
+
+    The most that PyTorch's own operators can do, which read a tap five times forward. The variance is a difference of
+    means, and two reductions, because ``torch.var_mean`` is a hundred times slower on a CPU.
+    """
+    outputs = []
+    for i, (x, q) in enumerate(zip(taps, queries, strict=True)):
+        d = x.shape[-1]
+        mean = x.sum(-1, keepdim=True, dtype=torch.float32) / d
+        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square() / d
+        inverse = torch.rsqrt(square - mean.square() + eps)
+        rows = (q if weight is None else q * weight[i]) * (d**-0.5 if scale is None else scale)
+        rows = rows.to(x.dtype)
+        p = ((x @ rows.mT - mean * rows.float().sum(-1)) * inverse).softmax(1) * inverse  # (B, N, R)
+        pooled = p.to(x.dtype).mT @ x - (p * mean).sum(1)[..., None]
+        outputs.append((pooled if weight is None else pooled * weight[i] + bias[i]).to(q.dtype))
+    return outputs
+
+
+def widened(function: Contender) -> Contender:
+    """The same after the taps are brought to float32: on a CPU the faster way for many 16-bit operators."""
+
+    def run(taps, *lists, **arguments) -> Any:
+        return function([x.float() for x in taps], *lists, **arguments)
+
+    return run
 
 
 def _keys(taps: Sequence[Tensor], weight: Any, bias: Any, norm: str, eps: float) -> list[Tensor]:
@@ -124,4 +203,25 @@ CONTENDERS: dict[str, dict[str, Callable[[str], Contender]]] = {
     op: {"ours": ours, "eager": eager, "plain": plain_eager, "compile": compiled}
     for op in ("distill", "project", "fuse", "inject", "orthogonality")
 }
-CONTENDERS["distill"] |= {"sdpa": lambda op: sdpa, "stacked": lambda op: stacked, "xformers": block_diagonal}
+CONTENDERS["distill"] |= {
+    "sdpa": lambda op: sdpa,
+    "stacked": lambda op: stacked,
+    "folded": lambda op: folded,
+    "folded compile": lambda op: compiled(op, folded),
+    "xformers": block_diagonal,
+}
+CONTENDERS["attend"] = {
+    "ours": lambda op: absorbed,
+    "literal": plain_eager,
+    "literal sdpa": lambda op: attend_sdpa,
+    "literal compile": compiled,
+}
+#: Further ones for taps in 16 bits.
+WIDENED: dict[str, dict[str, Callable[[str], Contender]]] = {
+    "distill": {
+        "compile in float32": lambda op: compiled(op, widened(plain.distill)),
+        "folded compile in float32": lambda op: compiled(op, widened(folded)),
+        "folded in float32": lambda op: widened(folded),
+        "sdpa in float32": lambda op: widened(sdpa),
+    }
+}

@@ -1,7 +1,9 @@
 """Where something was measured: device, driver, clocks, versions, commit, date."""
 
 import datetime
+import os
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,6 +11,8 @@ from pathlib import Path
 import torch
 
 import fastav
+from benchmarks.contenders import vector_path
+from benchmarks.timing import last_level_cache
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,12 +48,21 @@ def environment(device: torch.device) -> dict[str, str]:
         found |= _clocks(device)
     else:
         found["threads"] = str(torch.get_num_threads())
+        found["cores"] = str(os.cpu_count())
+        found["last-level cache"] = f"{last_level_cache() / 2**20:.0f} MiB"
+        found["vector path"] = vector_path() or "none: " + fastav.backends()["native"].reason
+        found["PyTorch's vectors"] = torch.backends.cpu.get_cpu_capability()
+        found["compiler"] = _first_line("g++", "--version")
+        found["load"] = " ".join(f"{load:.2f}" for load in os.getloadavg()) + " (1, 5, 15 minutes, at the start)"
     return found
 
 
 def device_name(device: torch.device) -> str:
     """The device's own name."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " CPU"
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    told = re.search(r"^model name\s*:\s*(.+)$", _text("/proc/cpuinfo"), re.MULTILINE)
+    return told[1] if told else platform.machine() + " CPU"
 
 
 def commit() -> str:
@@ -77,6 +90,17 @@ def _clocks(device: torch.device) -> dict[str, str]:
     if shutil.which("rocm-smi"):
         return {"rocm-smi": _run("rocm-smi", "--showdriverversion", "--showclocks")}
     return {}
+
+
+def _text(path: str) -> str:
+    return Path(path).read_text() if Path(path).is_file() else ""
+
+
+def _first_line(*command: str) -> str:
+    try:
+        return _run(*command).splitlines()[0]
+    except (OSError, subprocess.CalledProcessError):
+        return "none"
 
 
 def _run(*command: str) -> str:

@@ -63,6 +63,7 @@ def checked(workload: Workload, name: str) -> Contender:
         UnavailableError: it cannot serve.
         WrongError: it serves and is wrong.
     """
+    torch._dynamo.reset()  # a function is compiled for a few workloads at most
     contender = CONTENDERS[workload.case.op][name](workload.case.op)
     workload.truth.check(contender, slack=1.0 if name == "ours" else SLACK)
     return contender

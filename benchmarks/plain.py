@@ -1,5 +1,7 @@
 """The five ops as people write them in PyTorch: layer by layer, everything in the first list's dtype.
 
+And, beside them, what ``distill`` saves: attention that projects every token, see :func:`attend`.
+
 A yardstick twice over: for time, and for accuracy, because what this loses in bf16 or fp16 is what the dtype costs.
 Signatures and the results' dtypes are those of :mod:`fastav.ops`. What no benchmark asks for is left out: the rms
 norm, and telling a gate's kind by its length.
@@ -43,6 +45,25 @@ def distill(
             masked = ~key_mask[i][:, None]
             p = scores.masked_fill(masked, -torch.inf).softmax(-1).masked_fill(masked, 0.0)
         outputs.append((p @ x_hat).to(q.dtype))
+    return outputs
+
+
+def attend(
+    taps: Sequence[Tensor],
+    queries: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    *,
+    scale: float | None = None,
+    norm: str = "layer",
+    eps: float = 1e-6,
+) -> list[Tensor]:
+    """``softmax(scale q (x_hat W_k)^T) (x_hat W_v)``, literally: keys (E, D), values (D, E), queries (R, E)."""
+    outputs = []
+    for x, q, w_k, w_v in zip(taps, queries, keys, values, strict=True):
+        x_hat = normalize(x, norm, eps)
+        scores = q.to(x.dtype) @ F.linear(x_hat, w_k.to(x.dtype)).mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+        outputs.append((scores.softmax(-1) @ (x_hat @ w_v.to(x.dtype))).to(q.dtype))
     return outputs
 
 

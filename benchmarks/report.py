@@ -67,24 +67,29 @@ class Report:
         return "\n\n".join(parts) + "\n"
 
     def write(self, folder: Path) -> tuple[Path, Path]:
-        """Write ``<folder>/<device>/<date>.json`` and ``.md``; never over an earlier report."""
-        place = folder / re.sub(r"[^A-Za-z0-9]+", "-", self.environment["device"]).strip("-").lower()
-        place.mkdir(parents=True, exist_ok=True)
-        date, taken = self.environment["date"].split()[0], {path.stem for path in place.glob("*.json")}
-        names = [date, *(f"{date}-{i}" for i in range(2, 1000))]
-        name = next(name for name in names if name not in taken)
-        paths = place / f"{name}.json", place / f"{name}.md"
-        paths[0].write_text(json.dumps(self.as_dict(), indent=1) + "\n")
-        paths[1].write_text(self.markdown())
-        return paths
+        """Write both forms, see :func:`write`."""
+        return write(folder, self.environment, self.as_dict(), self.markdown())
+
+
+def write(folder: Path, environment: dict[str, str], values: dict, text: str) -> tuple[Path, Path]:
+    """Write ``<folder>/<device>/<date>.json`` and ``.md``; never over an earlier report."""
+    place = folder / re.sub(r"[^A-Za-z0-9]+", "-", environment["device"]).strip("-").lower()
+    place.mkdir(parents=True, exist_ok=True)
+    date, taken = environment["date"].split()[0], {path.stem for path in place.glob("*.json")}
+    names = [date, *(f"{date}-{i}" for i in range(2, 1000))]
+    name = next(name for name in names if name not in taken)
+    paths = place / f"{name}.json", place / f"{name}.md"
+    paths[0].write_text(json.dumps(values, indent=1) + "\n")
+    paths[1].write_text(text)
+    return paths
 
 
 def _figures(figures: Sequence[Figure]) -> str:
     """Times of one call, by whom, with how many times as long as fastav each takes."""
     ours = {f.direction: f.spread.median for f in figures if f.contender == "ours"}
     rows = [
-        (f.contender, f.direction, _time(f.spread.median), _time(f.spread.iqr), f"{f.gigabytes:.1f}", f"{f.share:.2f}",
-         f"{f.spread.median / ours[f.direction]:.2f} x" if f.direction in ours else "-")
+        (f.contender, f.direction, duration(f.spread.median), duration(f.spread.iqr), f"{f.gigabytes:.1f}",
+         f"{f.share:.2f}", f"{f.spread.median / ours[f.direction]:.2f} x" if f.direction in ours else "-")
         for f in figures
     ]  # fmt: skip
     return aligned(("by", "direction", "median", "IQR", "GB/s", "of copy", "of ours"), rows, markdown=True)
@@ -92,10 +97,12 @@ def _figures(figures: Sequence[Figure]) -> str:
 
 def _spreads(spreads: dict[str, Spread], unit: str) -> str:
     rows = [
-        (name, _time(s.median), _time(s.iqr), f"{s.median / spreads[unit].median:.2f} x") for name, s in spreads.items()
+        (name, duration(s.median), duration(s.iqr), f"{s.median / spreads[unit].median:.2f} x")
+        for name, s in spreads.items()
     ]
     return aligned(("", "median", "IQR", f"of {unit}"), rows, markdown=True)
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """In words of at most milliseconds."""
     return f"{seconds * 1e6:.1f} us" if seconds < 1e-3 else f"{seconds * 1e3:.2f} ms"

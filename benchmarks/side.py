@@ -24,13 +24,18 @@ SCHEDULES = ("serial", "fused", "streamed")
 
 @dataclass(frozen=True)
 class Pair:
-    """Two backbones and what they take: (clips, segments, ...) each."""
+    """Two backbones and what they take: (clips, segments, ...) each, or (clips, ...) of sound for whole clips.
+
+    Attributes:
+        stored: the dtype in which taps come from a store, None where they come from the backbones.
+    """
 
     visual: nn.Module
     audio: nn.Module
     frames: Tensor
     sound: Tensor
     config: fastav.MettleConfig
+    stored: torch.dtype | None = None
 
     def adapter(self, **changes: Any) -> fastav.MettleAdapter:
         """An adapter of always the same weights, past its measuring batches."""
@@ -45,19 +50,34 @@ class Pair:
 
     def taps(self, adapter: fastav.MettleAdapter) -> tuple[list[Tensor], list[Tensor]]:
         """The taps of both backbones."""
-        return adapter.visual(self.frames.flatten(0, 1)), adapter.audio(self.sound.flatten(0, 1))
+        sound = self.sound if self.config.audio_layout == "clip" else self.sound.flatten(0, 1)
+        visual, audio = adapter.visual(self.frames.flatten(0, 1)), adapter.audio(sound)
+        return [t.to(self.stored) for t in visual], [t.to(self.stored) for t in audio]
 
 
-def ave_pair(device: torch.device, clips: int) -> Pair:
-    """Swin-V2-L at 192 px and HTS-AT, with random weights in bf16: the AVE step."""
+def ave_pair(device: torch.device, clips: int, dtype: torch.dtype = torch.bfloat16) -> Pair:
+    """Swin-V2-L at 192 px and HTS-AT, with random weights: the AVE step."""
     import timm
     import transformers
 
-    visual = timm.create_model("swinv2_large_window12_192", num_classes=0).to(device, torch.bfloat16)
+    visual = timm.create_model("swinv2_large_window12_192", num_classes=0).to(device, dtype)
     audio: nn.Module = transformers.ClapAudioModel(transformers.ClapAudioConfig())
     frames = torch.randn(clips, 10, 3, 192, 192, device=device)
     sound = torch.randn(clips, 10, 1, 1001, 64, device=device)
-    return Pair(visual, audio.to(device, torch.bfloat16), frames, sound, fastav.MettleConfig(num_tokens=8, heads=1))
+    return Pair(visual, audio.to(device, dtype), frames, sound, fastav.MettleConfig(num_tokens=8, heads=1))
+
+
+def stamps_pair() -> Pair:
+    """The demo's backbones with random weights and one training batch, taps in the store's dtype, on the CPU."""
+    from examples.stamps.__main__ import IMAGE_SIZE, VISUAL_TAPS
+    from examples.stamps.taps import SECONDS
+    from examples.stamps.training import BATCH
+    from examples.stamps.weights import random_vit, random_whisper_encoder
+
+    visual = fastav.FrozenBackbone(random_vit(IMAGE_SIZE), list(VISUAL_TAPS))
+    audio = fastav.FrozenBackbone(random_whisper_encoder(SECONDS))
+    frames, sound = torch.randn(BATCH, SECONDS, 3, IMAGE_SIZE, IMAGE_SIZE), torch.randn(BATCH, 80, 100 * SECONDS)
+    return Pair(visual, audio, frames, sound, fastav.MettleConfig(audio_layout="clip"), torch.float16)
 
 
 def small_pair(device: torch.device) -> Pair:
@@ -89,20 +109,48 @@ def _branch(adapter: fastav.MettleAdapter, taps: tuple[list[Tensor], list[Tensor
     return run
 
 
-def branch_figures(pair: Pair, rounds: int) -> Iterator[tuple[str, Spread]]:
-    """Time the side branch, forward and backward, by whose ops it runs on; each is checked first."""
-    device, segments, adapter = pair.frames.device, pair.frames.shape[1], pair.adapter()
+@dataclass(frozen=True)
+class Branch:
+    """The side branch, forward and backward.
+
+    Attributes:
+        name: whose ops it runs on.
+        run: calls it.
+        check: raises an AssertionError unless its gradients are right.
+    """
+
+    name: str
+    run: Callable[[], Any]
+    check: Callable[[], None]
+
+
+def branches(pair: Pair) -> Iterator[Branch]:
+    """The side branch by whose ops it runs on."""
+    segments, adapter = pair.frames.shape[1], pair.adapter()
     taps = pair.taps(adapter)
+    branch = _branch(adapter, taps, segments)
     with ops_from(reference):
-        exact = _branch(adapter, taps, segments)()
+        exact = branch()
+    torch._dynamo.reset()
     ways = {"ours": (fastav.ops, False), "eager": (reference, False), "plain": (plain, False), "compile": (plain, True)}
     for name, (module, compiled) in ways.items():
-        torch._dynamo.reset()
-        with ops_from(module):
-            run = _branch(adapter, taps, segments)
-            run = torch.compile(run) if compiled else run
+        call = torch.compile(branch) if compiled else branch
+
+        def run(module: ModuleType = module, call: Callable[[], Any] = call) -> Any:
+            with ops_from(module):
+                return call()
+
+        def check(name: str = name, run: Callable[[], Any] = run) -> None:
             check_close(run(), exact, taps[0][0].dtype, name)
-            yield name, measure([run], device, rounds)
+
+        yield Branch(name, run, check)
+
+
+def branch_figures(pair: Pair, rounds: int) -> Iterator[tuple[str, Spread]]:
+    """Time the side branch, forward and backward, by whose ops it runs on; each is checked first."""
+    for branch in branches(pair):
+        branch.check()
+        yield branch.name, measure([branch.run], pair.frames.device, rounds)
 
 
 def check_close(found: Any, exact: Any, dtype: torch.dtype, name: str) -> None:

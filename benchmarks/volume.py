@@ -30,3 +30,30 @@ def needed(case: Case, direction: str, outputs: int, kept: int) -> int:
     gradients = sum(lists[name] for name in case.wanted)
     # Of its results' gradients it reads as much as they have elements; its results only where something is kept.
     return sum(lists.values()) - lists.get("residuals", 0) + outputs + (outputs + kept if kept else 0) + gradients
+
+
+def read(case: Case, direction: str) -> int:
+    """Bytes of the op's first list, the taps or features, read once in each direction."""
+    return case.first_bytes * (1 if direction == "forward" else 2)
+
+
+def operations(case: Case, direction: str) -> int | None:
+    """Floating-point operations of the products that ``distill`` takes, and of an ``attend`` that projects every token.
+
+    The same count for every contender, whatever it does: scores and sums forward; backward the scores again, the
+    upstream gradient with every token, and two sums. Statistics and softmax are not counted. None for other ops.
+    """
+    if case.op not in ("distill", "attend"):
+        return None
+    taps, queries = case.lists["taps"], case.lists["queries"]
+    assert taps is not None
+    assert queries is not None
+    total = 0
+    for (b, n, d), (*_, rows, inner) in zip(taps.shapes, queries.shapes, strict=True):
+        pooling = 2 * b * n * rows * inner  # of one product
+        projecting = 2 * b * n * d * inner if case.op == "attend" else 0
+        # attend: both projections, scores and sums; backward two products for each of them
+        forward = 2 * (pooling + projecting)
+        both = 6 * pooling if case.op == "distill" else forward + 4 * pooling + 2 * projecting
+        total += forward if direction == "forward" else both
+    return total

@@ -23,11 +23,10 @@ from benchmarks.cases import (
     mettle,
     orthogonality,
 )
-from benchmarks.contenders import Contender
+from benchmarks.contenders import Contender, definition
 from benchmarks.layouts import random
 from benchmarks.timing import copies
 from benchmarks.volume import needed, size
-from fastav import reference
 
 DIRECTIONS = ("forward", "forward + backward")
 
@@ -89,11 +88,13 @@ class Workload:
         case: what is timed.
         checked: the same on one clip, which is what contenders must get right first.
         device: where.
+        clones_at_most: fewer clones than outlast the caches.
     """
 
     case: Case
     checked: Case
     device: torch.device
+    clones_at_most: int | None = None
 
     @cached_property
     def truth(self) -> Truth:
@@ -104,13 +105,14 @@ class Workload:
     def outputs(self) -> list[Tensor]:
         """Its results without their numbers."""
         arguments = self.case.tensors(lambda numel, dtype, scale: torch.empty(numel, dtype=dtype, device="meta"))
-        return as_list(getattr(reference, self.case.op)(**arguments, **self.case.settings))
+        return as_list(definition(self.case.op)(**arguments, **self.case.settings))
 
     @cached_property
     def clones(self) -> list[tuple[dict[str, Any], list[Tensor]]]:
         """Arguments, the wanted ones as leaves, and gradients of a loss for the results."""
         made = []
-        for seed in range(copies(self.bytes("forward"), self.device)):
+        count = copies(self.bytes("forward"), self.device)
+        for seed in range(min(count, self.clones_at_most or count)):
             new = random(self.device, seed)
             arguments = self.case.tensors(new)
             for name in self.case.wanted:

@@ -15,7 +15,7 @@ def truth(request):
     return accuracy.Truth.of(case, "cpu")
 
 
-@pytest.mark.parametrize("name", ["eager", "plain", "sdpa", "stacked"])
+@pytest.mark.parametrize("name", ["eager", "plain", "sdpa", "stacked", "folded"])
 def test_contenders_are_right(truth, name):
     assert 0 < truth.check(contenders.CONTENDERS["distill"][name]("distill"), slack=4.0) <= 1
 
