@@ -46,13 +46,14 @@ public:
 
 private:
     struct Workspace {
-        T *tile, *room, *w, *packed, *scores, *state;
+        T *panel, *room, *row, *w, *packed, *scores, *state;
     };
 
     Workspace cut(Cutter& cutter, const char*) const {
         Workspace w;
-        w.tile = cutter.array<T>(this->largest);
-        w.room = cutter.array<T>(TOGETHER * this->widest);
+        w.panel = cutter.array<T>(BLOCK * PANEL);
+        w.room = cutter.array<T>(this->room());
+        w.row = cutter.array<T>(2 * this->widest);
         w.w = cutter.array<T>(this->widest);
         w.packed = cutter.array<T>(this->widest * lanes);
         w.scores = cutter.array<T>(BLOCK * lanes);
@@ -64,24 +65,25 @@ private:
         const Tap<T>& tap = taps()[g];
         Cutter cutter(from);
         const Workspace w = cut(cutter, from);
-        const Tile<T> tile{w.tile, tap.block};
         const T* packed = tap.packed;
         if (!tap.shared) {
             read_affine(call.weight, g, tap.width, T(1), w.w);
-            pack(call.queries[g], b, rows, lanes, tap.scale, w.w, w.room, w.packed, lanes);
+            pack(call.queries[g], b, rows, lanes, tap.scale, w.w, w.row, w.packed, lanes);
             packed = w.packed;
         }
         const int64_t elements = State::elements(rows, lanes, tap.wide);
         State state(tap.cuts > 1 ? tap.parts + (b * tap.cuts + cut_index) * elements : w.state, lanes);
         for (int64_t r = 0; r < lanes; ++r) state.top[r] = T(LOWEST), state.total[r] = 0;
         bool first = true;
-        this->blocks(g, b, cut_index, tile, w.room, nullptr, nullptr, [&](int64_t n, const Ahead& ahead) {
-            this->score(tap, tile, n, packed, lanes, w.scores, ahead);
-            for (int64_t r = 0; r < lanes; r += LANES<T>) advance(tap, state, w.scores + r, n, r, first);
-            this->pool(tap, tile, n, w.scores, lanes, state.pooled, !first);
+        this->blocks(g, b, cut_index, w.room, [&](const Tokens<T>& block, const Ahead& ahead) {
+            this->score(tap, block, w.panel, packed, lanes, w.scores, ahead);
+            for (int64_t r = 0; r < lanes; r += LANES<T>) advance(tap, state, w.scores + r, block.count, r, first);
+            this->for_panels(tap, block, w.panel, [&](int64_t p, int64_t channels) {
+                this->pool(tap, block, p, channels, w.panel, w.scores, lanes, state.pooled, !first);
+            });
             first = false;
         });
-        if (tap.cuts == 1) finish(g, b, state, w.w, w.room);
+        if (tap.cuts == 1) finish(g, b, state, w.w, w.row);
     }
 
     /// Scores of n tokens become powers, for one vector of rows; what is in `state` is scaled to the new largest score.

@@ -6,12 +6,14 @@
 
 namespace fastav {
 namespace FASTAV_PATH {
+
 /// Items that a tap is cut into at least, as long as each has so many tokens: work for many threads from few samples.
 /// Of many samples, items join as many as leave so many items: each adds into memory of its own.
 constexpr int64_t ITEMS = 16, TOKENS = 512;
 
-/// Tokens of a tile at most: whole groups of TOGETHER, and of the matrix product's rows of a single or double vector.
-constexpr int64_t BLOCK = 96;
+/// Tokens of a block: whole tiles of the matrix product, of one vector and of two. A panel of them, their scores and a
+/// panel of queries fit the first-level cache, their rows the second.
+constexpr int64_t BLOCK = 48;
 
 /// Rows that are fetched at a time while as many are multiplied: more at once and the requests wait for each other.
 constexpr int64_t FETCHED = 16;
@@ -22,10 +24,9 @@ constexpr double LOWEST = -__builtin_inf();
 template <class T>
 struct Tap {
     int64_t batch, tokens, width, wide;  // wide: the width filled up to panels
-    int64_t block;             // tokens of a tile
-    int64_t cuts, cut_tokens;  // of a sample, where samples are few
-    int64_t run;               // samples of a backward item, where they are many
-    bool shared;                         // queries
+    int64_t cuts, cut_tokens;            // of a sample, where samples are few
+    int64_t run;                         // samples of a backward item, where they are many
+    bool shared, recovers;               // queries; backward, see `recovers`
     T scale;
     T* packed;  // shared queries as `pack` lays them out
     T* parts;   // of cut samples, one `Part` for each cut
@@ -38,9 +39,8 @@ Tap<T> planned(const Distill& call, int64_t g) {
     Tap<T> tap{};
     tap.batch = x.size[0], tap.tokens = x.size[1], tap.width = x.size[2];
     tap.wide = panels(tap.width) * PANEL;
-    tap.block = tap.wide <= 1024 ? BLOCK : BLOCK / 2;  // a tile of float32 fits 400 kB of second-level cache up to 2,048 channels
     const int64_t cuts = most(1, least(divide_up(ITEMS, most(tap.batch, 1)), tap.tokens / TOKENS));
-    tap.cut_tokens = round_up(divide_up(tap.tokens, cuts), tap.block);
+    tap.cut_tokens = round_up(divide_up(tap.tokens, cuts), BLOCK);
     tap.cuts = divide_up(tap.tokens, tap.cut_tokens);
     tap.run = most(1, tap.batch / ITEMS);
     tap.shared = call.queries[g].dim == 2;
@@ -86,13 +86,23 @@ struct Ahead {
     }
 };
 
-/// What both passes share: the taps, their sizes, and how tokens come into a tile.
+/// Some tokens of one sample: their places, their rows in memory and the moments of these.
+template <class T>
+struct Tokens {
+    int64_t count = 0;
+    int64_t places[BLOCK];
+    const T* rows[BLOCK];
+    Moments<T> moments[BLOCK];
+};
+
+/// What both passes share: the taps, their sizes, and how their tokens are read.
 template <class T>
 class Pass {
 protected:
     const Distill& call;
     const int64_t count, rows, lanes;  // lanes: rows filled up to vectors
-    int64_t widest = 0, largest = 0;   // channels of a row, elements of a tile
+    int64_t widest = 0;                // channels of a row
+    bool converts = false;             // rows that lie in memory otherwise than in T and dense
     Scratch plan;
 
     explicit Pass(const Distill& of)
@@ -104,7 +114,7 @@ protected:
         for (int64_t g = 0; g < count; ++g) {
             taps()[g] = planned<T>(of, g);
             widest = most(widest, taps()[g].wide);
-            largest = most(largest, taps()[g].block * taps()[g].wide);
+            converts = converts || !is_dense<T>(of.taps[g].dtype, of.taps[g].stride[2]);
         }
     }
 
@@ -142,61 +152,57 @@ protected:
         return items;
     }
 
-    /// Read a cut's tokens block by block, and call `body(n)` for each n tokens that the tile then holds. `where` and
-    /// `inverse`, if given, get each token's place in the sample and what its row was multiplied by.
+    /// Elements that `blocks` wants for rows it has to convert.
+    int64_t room() const { return converts ? BLOCK * widest : 0; }
+
+    /// Read a cut's tokens, and call `body(block, ahead)` for each block of them.
     template <class F>
-    void blocks(int64_t g, int64_t b, int64_t cut, const Tile<T>& tile, T* room, int64_t* where, T* inverse,
-                const F& body) const {
+    void blocks(int64_t g, int64_t b, int64_t cut, T* room, const F& body) const {
         const Tap<T>& tap = taps()[g];
         const Operand& x = call.taps[g];
-        const int64_t end = least(tap.tokens, (cut + 1) * tap.cut_tokens);
-        int64_t held = 0, waiting = 0;
-        const int64_t element = size_of(x.dtype);
-        const auto behind = [&](int64_t n) {
-            return Ahead{at(x, b, n - 1) + x.stride[1] * element, x.stride[1] * element, element};
-        };
-        const T* together[TOGETHER];
-        const auto take = [&] {
-            Moments<T> found[TOGETHER];
-            if (waiting == TOGETHER)
-                fill_rows<T, TOGETHER>(tile, held, together, tap.width, call.norm, T(call.eps), found);
-            else
-                for (int64_t i = 0; i < waiting; ++i)
-                    found[i] = fill(tile, held + i, together[i], tap.width, call.norm, T(call.eps));
-            for (int64_t i = 0; inverse && i < waiting; ++i) inverse[held + i] = found[i].inverse;
-            held += waiting, waiting = 0;
-        };
-        for (int64_t n = cut * tap.cut_tokens; n < end; ++n) {
-            if (call.key_mask && !*at(call.key_mask[g], b, n)) continue;
-            if (where) where[held + waiting] = n;
-            together[waiting] = dense(at(x, b, n), x.dtype, x.stride[2], tap.width, room + waiting * tap.wide);
-            if (++waiting == TOGETHER) take();
-            if (held == tile.tokens) body(held, behind(n + 1)), held = 0;
-        }
-        take();
-        if (held) body(held, behind(end));
-    }
-
-    /// `scores := tile right`, (n, width), right (wide, width); meanwhile the next block is fetched.
-    void score(const Tap<T>& tap, const Tile<T>& tile, int64_t n, const T* right, int64_t width, T* scores,
-               const Ahead& ahead) const {
-        for (int64_t p = 0; p < panels(tap.width); ++p) {
-            const int64_t depth = least(PANEL, tap.width - p * PANEL);
-            for (int64_t i = 0; i < n; i += FETCHED) {
-                const int64_t few = least(FETCHED, n - i);
-                ahead.fetch(i, few, p * PANEL, depth);
-                multiply<T, Left::panel>(few, width / LANES<T>, depth, tile.row(p, i), 0, right + p * PANEL * width,
-                                         width, scores + i * width, width, p > 0);
+        const int64_t element = size_of(x.dtype), end = least(tap.tokens, (cut + 1) * tap.cut_tokens);
+        Tokens<T> block;
+        for (int64_t n = cut * tap.cut_tokens; n < end;) {
+            for (block.count = 0; n < end && block.count < BLOCK; ++n) {
+                if (call.key_mask && !*at(call.key_mask[g], b, n)) continue;
+                const int64_t i = block.count++;
+                block.places[i] = n;
+                block.rows[i] = dense(at(x, b, n), x.dtype, x.stride[2], tap.width, room + i * tap.wide);
+                block.moments[i] = moments(block.rows[i], tap.width, call.norm, T(call.eps));
             }
+            const int64_t step = x.stride[1] * element;
+            if (block.count) body(block, Ahead{at(x, b, n - 1) + step, step, element});
         }
     }
 
-    /// `out (+)= weights^T tile`, (rows, wide), weights (n, step).
-    void pool(const Tap<T>& tap, const Tile<T>& tile, int64_t n, const T* weights, int64_t step, T* out,
-              bool add) const {
-        for (int64_t p = 0; p < panels(tap.width); ++p)
-            multiply<T, Left::columns>(rows, divide_up(least(PANEL, tap.width - p * PANEL), LANES<T>), n, weights, step,
-                                       tile.panel(p), PANEL, out + p * PANEL, tap.wide, add);
+    /// Normalise a block's panels one after the other into `panel`, and call `body(p, channels)` with each.
+    template <class F>
+    void for_panels(const Tap<T>& tap, const Tokens<T>& block, T* panel, const F& body) const {
+        for (int64_t p = 0; p < panels(tap.width); ++p) {
+            fill_panel(block.rows, block.moments, block.count, p, tap.width, panel);
+            body(p, least(PANEL, tap.width - p * PANEL));
+        }
+    }
+
+    /// `scores := z right`, (n, width) of a block's normalised rows z, right (wide, width); meanwhile the next block is
+    /// fetched.
+    void score(const Tap<T>& tap, const Tokens<T>& block, T* panel, const T* right, int64_t width, T* scores,
+               const Ahead& ahead) const {
+        for_panels(tap, block, panel, [&](int64_t p, int64_t channels) {
+            for (int64_t i = 0; i < block.count; i += FETCHED) {
+                const int64_t few = least(FETCHED, block.count - i);
+                ahead.fetch(i, few, p * PANEL, channels);
+                multiply<T, Left::panel>(few, width / LANES<T>, channels, panel + i * PANEL, 0,
+                                         right + p * PANEL * width, width, scores + i * width, width, p > 0);
+            }
+        });
+    }
+
+    /// `out (+)= weights^T z` for one panel, (rows, wide), weights (n, step).
+    void pool(const Tap<T>& tap, const Tokens<T>& block, int64_t p, int64_t channels, const T* panel, const T* weights,
+              int64_t step, T* out, bool add) const {
+        multiply<T, Left::columns>(rows, divide_up(channels, LANES<T>), block.count, weights, step, panel, PANEL,
+                                   out + p * PANEL, tap.wide, add);
     }
 };
 

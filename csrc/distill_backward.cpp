@@ -21,7 +21,7 @@ class Backward : Pass<T> {
     const Operands grads, outputs, sums;
     const DistillGradients& wanted;
 
-    /// What a cut adds up: `ds z` and, for the norm's weight, `p z`, both (rows, wide), and S (lanes).
+    /// What a cut adds up: `ds z` and, unless `recovers`, `p z`, both (rows, wide), and S (lanes).
     struct Part {
         T *ds_z, *p_z, *s;
 
@@ -45,6 +45,7 @@ public:
             tap.sums = cutter.array<T>(divide_up(tap.batch, tap.run) * sum_elements(tap));
         });
         this->pack_shared();
+        for (int64_t g = 0; g < count; ++g) taps()[g].recovers = recovers(g);
         Items items(count);
         for (int64_t g = 0; g < count; ++g) {
             const Tap<T>& tap = taps()[g];
@@ -64,28 +65,26 @@ public:
 
 private:
     struct Workspace {
-        T *tile, *room, *w, *packed, *scores, *part, *delta, *top;
-        T *slopes, *turned, *left, *d_tile, *inverse;  // for the taps' own gradient
-        int64_t* where;
+        T *panel, *room, *row, *w, *packed, *scores, *part, *delta, *top;
+        T *turned, *left, *tile, *d_tile;  // for the taps' own gradient
     };
 
     Workspace cut(Cutter& cutter) const {
-        const bool taps_too = bool(wanted.taps);
-        const int64_t widest = this->widest;
+        const int64_t widest = this->widest, if_taps = wanted.taps ? 1 : 0;
         Workspace w;
-        w.tile = cutter.array<T>(this->largest);
-        w.room = cutter.array<T>(TOGETHER * widest);
+        w.panel = cutter.array<T>(BLOCK * PANEL);
+        w.room = cutter.array<T>(this->room());
+        w.row = cutter.array<T>(4 * widest);
         w.w = cutter.array<T>(widest);
         w.packed = cutter.array<T>(widest * 2 * lanes);
         w.scores = cutter.array<T>(BLOCK * 2 * lanes);
         w.part = cutter.array<T>(Part::elements(rows, lanes, widest));
         w.delta = cutter.array<T>(lanes);
         w.top = cutter.array<T>(lanes);
-        w.turned = cutter.array<T>(taps_too ? 2 * lanes * widest : 0);
-        w.left = cutter.array<T>(taps_too ? 2 * lanes * BLOCK : 0);
-        w.d_tile = cutter.array<T>(taps_too ? this->largest : 0);
-        w.inverse = cutter.array<T>(BLOCK);
-        w.where = cutter.array<int64_t>(BLOCK);
+        w.turned = cutter.array<T>(if_taps * 2 * rows * widest);
+        w.left = cutter.array<T>(if_taps * 2 * rows * BLOCK);
+        w.tile = cutter.array<T>(if_taps * BLOCK * widest);
+        w.d_tile = cutter.array<T>(if_taps * BLOCK * widest);
         return w;
     }
 
@@ -93,7 +92,6 @@ private:
         const Tap<T>& tap = taps()[g];
         Cutter cutter(from);
         const Workspace w = cut(cutter);
-        const Tile<T> tile{w.tile, tap.block};
         prepare(g, b, w);
         const bool whole = tap.cuts == 1;
         const int64_t elements = Part::elements(rows, lanes, tap.wide);
@@ -101,17 +99,23 @@ private:
         for (int64_t r = 0; r < lanes; ++r) part.s[r] = T(0);
         if (wanted.taps) clear_tokens(g, b, cut_index);
         bool first = true;
-        this->blocks(g, b, cut_index, tile, w.room, w.where, w.inverse, [&](int64_t n, const Ahead& ahead) {
-            this->score(tap, tile, n, w.packed, 2 * lanes, w.scores, ahead);
-            for (int64_t r = 0; r < lanes; r += LANES<T>) slopes(w, n, r, part.s + r);
-            if (wanted.queries || wanted.weight) this->pool(tap, tile, n, w.scores, 2 * lanes, part.ds_z, !first);
-            if (wanted.weight) this->pool(tap, tile, n, w.scores + lanes, 2 * lanes, part.p_z, !first);
-            if (wanted.taps) into_taps(g, b, tile, n, w);
+        this->blocks(g, b, cut_index, w.room, [&](const Tokens<T>& block, const Ahead& ahead) {
+            this->score(tap, block, w.panel, w.packed, 2 * lanes, w.scores, ahead);
+            for (int64_t r = 0; r < lanes; r += LANES<T>) slopes(w, block.count, r, part.s + r);
+            if (wanted.taps) turn(w, block.count);
+            this->for_panels(tap, block, w.panel, [&](int64_t p, int64_t channels) {
+                const auto pool = [&](const T* weights, T* out) {
+                    this->pool(tap, block, p, channels, w.panel, weights, 2 * lanes, out, !first);
+                };
+                if (wanted.queries || wanted.weight) pool(w.scores, part.ds_z);
+                if (wanted.weight && !tap.recovers) pool(w.scores + lanes, part.p_z);
+                if (wanted.taps) panel_into_taps(tap, block, p, w);
+            });
+            if (wanted.taps) into_taps(g, b, block, w);
             first = false;
         });
-        if (first || !wanted.weight)  // what no block has written
-            for (int64_t i = first ? 0 : rows * tap.wide; i < 2 * rows * tap.wide; ++i) part.ds_z[i] = T(0);
-        if (whole) finish(g, b, part, w.w, w.room);
+        for (int64_t i = 0; i < 2 * rows * tap.wide && first; ++i) part.ds_z[i] = T(0);  // no block has written them
+        if (whole) finish(g, b, part, w.w, w.row);
     }
 
     /// Queries and upstream gradients of a sample, side by side: channel c of row r at `packed[c * 2 lanes + r]` and
@@ -124,9 +128,9 @@ private:
                 for (int64_t r = 0; r < lanes; r += LANES<T>)
                     store(w.packed + c * 2 * lanes + r, load(tap.packed + c * lanes + r));
         else
-            pack(call.queries[g], b, rows, lanes, tap.scale, w.w, w.room, w.packed, 2 * lanes);
-        pack(grads[g], b, rows, lanes, T(1), w.w, w.room, w.packed + lanes, 2 * lanes);
-        T *const centred = w.room, *const grad = w.room + tap.wide, *const bias = w.room + 2 * tap.wide;
+            pack(call.queries[g], b, rows, lanes, tap.scale, w.w, w.row, w.packed, 2 * lanes);
+        pack(grads[g], b, rows, lanes, T(1), w.w, w.row, w.packed + lanes, 2 * lanes);
+        T *const centred = w.row, *const grad = w.row + tap.wide, *const bias = w.row + 2 * tap.wide;
         read_affine(call.bias, g, tap.width, T(0), bias);
         for (int64_t r = 0; r < lanes; ++r) {
             w.top[r] = w.delta[r] = T(0);
@@ -173,22 +177,31 @@ private:
         store(s, load(s) + sum);
     }
 
-    /// Gradients of n tokens of the tap itself.
-    void into_taps(int64_t g, int64_t b, const Tile<T>& tile, int64_t n, const Workspace& w) const {
-        const Tap<T>& tap = taps()[g];
+    /// The block's ds and p as the left matrix of what its tokens get: rows side by side.
+    void turn(const Workspace& w, int64_t n) const {
         for (int64_t t = 0; t < n; ++t) {
             for (int64_t r = 0; r < rows; ++r) {
                 w.left[r * n + t] = w.scores[t * 2 * lanes + r];
                 w.left[(rows + r) * n + t] = w.scores[t * 2 * lanes + lanes + r];
             }
         }
-        const Tile<T> d{w.d_tile, tap.block};
-        for (int64_t p = 0; p < panels(tap.width); ++p)
-            multiply<T, Left::columns>(n, PANEL / LANES<T>, 2 * rows, w.left, n, w.turned + p * PANEL, tap.wide,
-                                       d.panel(p), PANEL, false);
-        for (int64_t t = 0; t < n; ++t) {
-            norm_backward(d, tile, t, tap.width, call.norm, w.inverse[t], w.room);
-            write(w.room, tap.width, at(wanted.taps[g], b, w.where[t]), wanted.taps[g].dtype);
+    }
+
+    /// One panel of the gradients of a block's normalised rows, and these rows again, into tiles.
+    void panel_into_taps(const Tap<T>& tap, const Tokens<T>& block, int64_t p, const Workspace& w) const {
+        const Tile<T> d{w.d_tile, BLOCK}, z{w.tile, BLOCK};
+        multiply<T, Left::columns>(block.count, PANEL / LANES<T>, 2 * rows, w.left, block.count, w.turned + p * PANEL,
+                                   tap.wide, d.panel(p), PANEL, false);
+        __builtin_memcpy(z.panel(p), w.panel, block.count * PANEL * sizeof(T));
+    }
+
+    /// Gradients of a block's tokens.
+    void into_taps(int64_t g, int64_t b, const Tokens<T>& block, const Workspace& w) const {
+        const Tile<T> d{w.d_tile, BLOCK}, z{w.tile, BLOCK};
+        const Operand& to = wanted.taps[g];
+        for (int64_t t = 0; t < block.count; ++t) {
+            norm_backward(d, z, t, taps()[g].width, call.norm, block.moments[t].inverse, w.row);
+            write(w.row, taps()[g].width, at(to, b, block.places[t]), to.dtype);
         }
     }
 
@@ -205,11 +218,11 @@ private:
     void merge_cuts() const {
         Items items(count);
         for (int64_t g = 0; g < count; ++g) items.put(g, taps()[g].cuts > 1 ? taps()[g].batch : 0, taps()[g].wide);
-        for_each(items.total(), 3 * this->widest * int64_t(sizeof(T)), [&](int64_t item, char* from) {
+        for_each(items.total(), 5 * this->widest * int64_t(sizeof(T)), [&](int64_t item, char* from) {
             const auto found = items.find(item);
             const Tap<T>& tap = taps()[found.entry];
             Cutter cutter(from);
-            T *w = cutter.array<T>(tap.wide), *room = cutter.array<T>(2 * tap.wide);
+            T *w = cutter.array<T>(tap.wide), *room = cutter.array<T>(4 * tap.wide);
             const int64_t elements = Part::elements(rows, lanes, tap.wide);
             T* const parts = tap.parts + found.item * tap.cuts * elements;
             for (int64_t k = 1; k < tap.cuts; ++k)
@@ -219,36 +232,63 @@ private:
         });
     }
 
+    /// Whether `(o - b) / w` is p z to within a few roundings of a normalised row's numbers, so that p z need not be
+    /// added up again: the outputs are in T, and b takes few digits of them.
+    bool recovers(int64_t g) const {
+        if (!wanted.weight || !call.weight || call.norm == Norm::none || is_rounded(g)) return false;
+        const Scratch memory(2 * this->widest * int64_t(sizeof(T)));
+        T *const w = reinterpret_cast<T*>(memory.data()), *const bias = w + this->widest;
+        read_affine(call.weight, g, taps()[g].width, T(1), w);
+        read_affine(call.bias, g, taps()[g].width, T(0), bias);
+        bool found = true;
+        for (int64_t c = 0; c < taps()[g].width; ++c)
+            found = found && w[c] != T(0) && __builtin_fabs(double(bias[c])) <= 4 * __builtin_fabs(double(w[c]));
+        return found;
+    }
+
+    bool is_rounded(int64_t g) const { return size_of(outputs[g].dtype) < int64_t(sizeof(T)); }
+
     /// What a sample adds to the gradients; those of its own queries are written.
     void finish(int64_t g, int64_t b, const Part& part, const T* w, T* room) const {
         const Tap<T>& tap = taps()[g];
         T* const d_queries = tap.sums + b / tap.run * sum_elements(tap);
         T *const d_weight = d_queries + rows * tap.wide, *const d_bias = d_weight + tap.wide;
-        T *const row = room, *const bias = room + tap.wide;
-        const bool rounded = size_of(outputs[g].dtype) < int64_t(sizeof(T));  // else S is as good as zero
+        T *const row = room, *const bias = room + tap.wide, *const other = room + 2 * tap.wide;
+        T* const recovered = room + 3 * tap.wide;
+        const bool rounded = is_rounded(g);  // else S is as good as zero
         read_affine(call.bias, g, tap.width, T(0), bias);
+        for (int64_t c = 0; c < tap.width; ++c) recovered[c] = T(0);
         if (b % tap.run == 0)
             for (int64_t i = 0; i < sum_elements(tap); ++i) d_queries[i] = T(0);
         for (int64_t r = 0; r < rows; ++r) {
+            if (log_sum(g, b, r) == T(LOWEST)) continue;  // no keys
             const T s = part.s[r], tau = tap.scale;
             const T *const ds_z = part.ds_z + r * tap.wide, *const p_z = part.p_z + r * tap.wide;
+            const Operand& grad = grads[g];
+            const T* up = dense(at(grad, b, r), grad.dtype, grad.stride[2], tap.width, row);
+            for (int64_t c = 0; c < tap.width && wanted.bias; ++c) d_bias[c] += up[c];
+            if (wanted.weight && !tap.recovers)
+                for (int64_t c = 0; c < tap.width; ++c) d_weight[c] += p_z[c] * up[c];
+            if (wanted.weight && tap.recovers) {
+                const Operand& output = outputs[g];
+                const T* const o = dense(at(output, b, r), output.dtype, output.stride[2], tap.width, other);
+                for (int64_t c = 0; c < tap.width; ++c) recovered[c] += (o[c] - bias[c]) * up[c];
+            }
+            if (wanted.weight) {
+                const Operand& query = call.queries[g];
+                const T* const q = dense(query.dim == 2 ? at(query, r) : at(query, b, r), query.dtype,
+                                         query.stride[query.dim - 1], tap.width, row);
+                for (int64_t c = 0; c < tap.width; ++c)
+                    d_weight[c] += tau * q[c] * (ds_z[c] - (rounded ? s * p_z[c] : T(0)));
+            }
             if (wanted.queries) {
                 T* const sum = d_queries + r * tap.wide;
                 if (rounded) centre_output(g, b, r, bias, row);
                 for (int64_t c = 0; c < tap.width; ++c)
                     sum[c] += tau * (w[c] * ds_z[c] - (rounded ? s * row[c] : T(0)));
             }
-            if (wanted.weight) {
-                read_row(call.queries[g], b, r, row);
-                for (int64_t c = 0; c < tap.width; ++c)
-                    d_weight[c] += tau * row[c] * (ds_z[c] - (rounded ? s * p_z[c] : T(0)));
-            }
-            const Operand& grad = grads[g];
-            const T* const up = dense(at(grad, b, r), grad.dtype, grad.stride[2], tap.width, row);
-            for (int64_t c = 0; c < tap.width && wanted.weight; ++c) d_weight[c] += p_z[c] * up[c];
-            if (wanted.bias && log_sum(g, b, r) != T(LOWEST))
-                for (int64_t c = 0; c < tap.width; ++c) d_bias[c] += up[c];
         }
+        for (int64_t c = 0; c < tap.width && wanted.weight && tap.recovers; ++c) d_weight[c] += recovered[c] / w[c];
         if (wanted.queries && !tap.shared) {
             const Operand& to = wanted.queries[g];
             for (int64_t r = 0; r < rows; ++r) {

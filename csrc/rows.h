@@ -130,41 +130,48 @@ static void write(const T* from, int64_t count, char* to, Dtype dtype, int64_t s
     }
 }
 
+/// Whether a row in memory is what kernels that compute in T read: elements of T, side by side.
+template <class T>
+FASTAV_INLINE bool is_dense(Dtype dtype, int64_t step) {
+    return dtype == (sizeof(T) == 4 ? Dtype::float32 : Dtype::float64) && step == 1;
+}
+
 /// The row of `width` elements at `from`, dense and in T: the tensor's own memory where it is that already, else
 /// converted into `room`.
 template <class T>
 static const T* dense(const char* from, Dtype dtype, int64_t step, int64_t width, T* room) {
-    constexpr Dtype own = sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;
-    if (dtype == own && step == 1) return reinterpret_cast<const T*>(from);
+    if (is_dense<T>(dtype, step)) return reinterpret_cast<const T*>(from);
     read(from, dtype, step, width, room);
     return room;
 }
 
-/// For each of G rows the sum of `term(v, g)` over its vectors v; what lies beyond a row's end counts as zeros.
-template <class T, int G, class F>
-FASTAV_INLINE void sums_over(const T* const* rows, int64_t width, const F& term, T* found) {
-    // Two sums a row, because one addition waits for the one before it.
-    Vector<T> even[G], odd[G];
-    for (int g = 0; g < G; ++g) even[g] = odd[g] = Vector<T>{};
+/// The sum of `term(v)` over a row's vectors v; what lies beyond the row's end counts as zeros.
+template <class T, class F>
+FASTAV_INLINE T sum_over(const T* row, int64_t width, const F& term) {
+    // Four sums, because one addition waits for the one before it.
+    Vector<T> a{}, b{}, c{}, d{};
     int64_t i = 0;
-    for (; i + 2 * LANES<T> <= width; i += 2 * LANES<T>) {
-        for (int g = 0; g < G; ++g) {
-            even[g] += term(load(rows[g] + i), g);
-            odd[g] += term(load(rows[g] + i + LANES<T>), g);
-        }
+    for (; i + 4 * LANES<T> <= width; i += 4 * LANES<T>) {
+        a += term(load(row + i));
+        b += term(load(row + i + LANES<T>));
+        c += term(load(row + i + 2 * LANES<T>));
+        d += term(load(row + i + 3 * LANES<T>));
+    }
+    if (i + 2 * LANES<T> <= width) {
+        a += term(load(row + i));
+        b += term(load(row + i + LANES<T>));
+        i += 2 * LANES<T>;
     }
     if (i + LANES<T> <= width) {
-        for (int g = 0; g < G; ++g) even[g] += term(load(rows[g] + i), g);
+        c += term(load(row + i));
         i += LANES<T>;
     }
     if (i < width) {
-        for (int g = 0; g < G; ++g) {
-            T last[LANES<T>] = {};
-            for (int64_t k = i; k < width; ++k) last[k - i] = rows[g][k];
-            odd[g] += keep_first<T>(term(load(last), g), width - i);
-        }
+        T last[LANES<T>] = {};
+        for (int64_t k = i; k < width; ++k) last[k - i] = row[k];
+        d += keep_first<T>(term(load(last)), width - i);
     }
-    for (int g = 0; g < G; ++g) found[g] = sum<T>(even[g] + odd[g]);
+    return sum<T>((a + b) + (c + d));
 }
 
 /// The sum of a row's products with another's.
@@ -184,9 +191,7 @@ FASTAV_INLINE T dot(const T* a, const T* b, int64_t width) {
 /// The sum of a row.
 template <class T>
 FASTAV_INLINE T total(const T* row, int64_t width) {
-    T found;
-    sums_over<T, 1>(&row, width, [](Vector<T> x, int) { return x; }, &found);
-    return found;
+    return sum_over(row, width, [](Vector<T> x) { return x; });
 }
 
 // ---- the row norm --------------------------------------------------------------------------------------------------
@@ -197,23 +202,12 @@ struct Moments {
     T mean, inverse;
 };
 
-/// Rows whose moments are found together: their sums do not wait for each other, which on short rows is most of the
-/// time. Each row's own order of additions is the same in any company.
-constexpr int TOGETHER = 4;
-
-template <class T, int G>
-FASTAV_INLINE void moments(const T* const* rows, int64_t width, Norm norm, T eps, Moments<T>* found) {
-    for (int g = 0; g < G; ++g) found[g] = {T(0), T(1)};
-    if (norm == Norm::none) return;
-    if (norm == Norm::layer) {
-        T means[G];
-        sums_over<T, G>(rows, width, [](Vector<T> x, int) { return x; }, means);
-        for (int g = 0; g < G; ++g) found[g].mean = means[g] / T(width);
-    }
-    T squares[G];
-    const auto square = [&](Vector<T> x, int g) { return (x - found[g].mean) * (x - found[g].mean); };
-    sums_over<T, G>(rows, width, square, squares);
-    for (int g = 0; g < G; ++g) found[g].inverse = T(1) / square_root(squares[g] / T(width) + eps);
+template <class T>
+static Moments<T> moments(const T* row, int64_t width, Norm norm, T eps) {
+    if (norm == Norm::none) return {T(0), T(1)};
+    const T mean = norm == Norm::layer ? total(row, width) / T(width) : T(0);
+    const T squares = sum_over(row, width, [&](Vector<T> x) { return (x - mean) * (x - mean); });
+    return {mean, T(1) / square_root(squares / T(width) + eps)};
 }
 
 /// A few tokens' rows in panels: channel c of token t at `data[(c / PANEL * tokens + t) * PANEL + c % PANEL]`. The last
@@ -227,30 +221,29 @@ struct Tile {
     static int64_t bytes(int64_t tokens, int64_t width) { return tokens * panels(width) * PANEL * int64_t(sizeof(T)); }
 };
 
-/// Tokens t, t + 1, ... of a tile := the normalised rows.
-template <class T, int G>
-static void fill_rows(const Tile<T>& tile, int64_t t, const T* const* rows, int64_t width, Norm norm, T eps,
-                      Moments<T>* found) {
-    moments<T, G>(rows, width, norm, eps, found);
-    for (int g = 0; g < G; ++g) {
-        const T* from = rows[g];
-        const T mean = found[g].mean, inverse = found[g].inverse;
-        for (int64_t p = 0; p < panels(width); ++p, from += PANEL) {
-            T* const to = tile.row(p, t + g);
-            const int64_t count = least(PANEL, width - p * PANEL);
-            int64_t c = 0;
-            for (; c + LANES<T> <= count; c += LANES<T>) store(to + c, (load(from + c) - mean) * inverse);
-            for (; c < count; ++c) to[c] = (from[c] - mean) * inverse;
-            for (; c < PANEL; ++c) to[c] = T(0);
+/// Panel p of `count` rows, normalised: channel p * PANEL + c of row t at `to[t * PANEL + c]`, zeros beyond the width.
+template <class T>
+static void fill_panel(const T* const* rows, const Moments<T>* found, int64_t count, int64_t p, int64_t width, T* to) {
+    const int64_t channels = least(PANEL, width - p * PANEL);
+    for (int64_t t = 0; t < count; ++t, to += PANEL) {
+        const T* const from = rows[t] + p * PANEL;
+        const T mean = found[t].mean, inverse = found[t].inverse;
+        if (channels == PANEL) {
+            for (int64_t c = 0; c < PANEL; c += LANES<T>) store(to + c, (load(from + c) - mean) * inverse);
+            continue;
         }
+        int64_t c = 0;
+        for (; c + LANES<T> <= channels; c += LANES<T>) store(to + c, (load(from + c) - mean) * inverse);
+        for (; c < channels; ++c) to[c] = (from[c] - mean) * inverse;
+        for (; c < PANEL; ++c) to[c] = T(0);
     }
 }
 
 /// Token t of a tile := the normalised row.
 template <class T>
 static Moments<T> fill(const Tile<T>& tile, int64_t t, const T* row, int64_t width, Norm norm, T eps) {
-    Moments<T> found;
-    fill_rows<T, 1>(tile, t, &row, width, norm, eps, &found);
+    const Moments<T> found = moments(row, width, norm, eps);
+    for (int64_t p = 0; p < panels(width); ++p) fill_panel(&row, &found, 1, p, width, tile.row(p, t));
     return found;
 }
 

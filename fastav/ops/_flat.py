@@ -5,7 +5,6 @@ copy; where there are gaps between them, or a backend makes each by itself, in o
 """
 
 from collections.abc import Sequence
-
 from typing import TypeAlias
 
 import torch
