@@ -65,19 +65,16 @@ protected:
     int64_t block() const { return rows < 8 * ROWS ? ROWS / 2 : ROWS; }
     int64_t blocks() const { return divide_up(rows, block()); }
 
-    /// Call `body(l)` for each layer when n rows of its y lie in `y`.
-    template <class F>
-    void each_layer(int64_t from, int64_t n, T* z, T* y, T* bias, const F& body) const {
+    /// `y := ` n rows of layer l's y.
+    void map(int64_t l, int64_t from, int64_t n, T* z, T* y, T* bias) const {
+        const Layer<T>& layer = layers[l];
         const int64_t step = spacing<T>(width);
-        for (int64_t l = 0; l < count; ++l) {
-            const Layer<T>& layer = layers[l];
-            layers.map(layer, n, layers.rows(layer, from, n, z), y, step);
-            read_vector(call.biases, l, width, bias);
-            for (int64_t i = 0; call.biases && i < n; ++i)
-                for (int64_t c = i * step; c < i * step + width; c += LANES<T>)
-                    store(y + c, load(y + c) + load(bias + c - i * step));
-            body(l);
-        }
+        layers.map(layer, n, layers.rows(layer, from, n, z), y, step);
+        if (!call.biases) return;
+        read_vector(call.biases, l, width, bias);
+        for (int64_t i = 0; i < n; ++i)
+            for (int64_t c = 0; c < width; c += LANES<T>)
+                store(y + i * step + c, load(y + i * step + c) + load(bias + c));
     }
 };
 
@@ -86,7 +83,7 @@ protected:
 template <class T>
 class Forward : Pass<T> {
     using Base = Pass<T>;
-    using Base::call, Base::layers, Base::gate, Base::width, Base::rows, Base::by_token;
+    using Base::call, Base::count, Base::layers, Base::gate, Base::width, Base::rows, Base::by_token;
     const Operands outputs, sums;
 
     struct Workspace {
@@ -122,7 +119,8 @@ private:
         const int64_t n = least(this->block(), rows - from), step = spacing<T>(width);
         clear(w.mixed, n * step);
         for (int64_t i = 0; i < n; ++i) w.top[i] = -T(__builtin_inf()), w.total[i] = 0;
-        this->each_layer(from, n, w.z, w.y, w.bias, [&](int64_t l) {
+        for (int64_t l = 0; l < count; ++l) {
+            this->map(l, from, n, w.z, w.y, w.bias);
             for (int64_t i = 0; i < n; ++i) {
                 T *const y = w.y + i * step, *const mixed = w.mixed + i * step;
                 if (by_token())
@@ -130,7 +128,7 @@ private:
                 else
                     add(y, T(1), gate[l], mixed);
             }
-        });
+        }
         const Rows to = rows_of(outputs[0]);
         for (int64_t i = 0; i < n; ++i) {
             T* const mixed = w.mixed + i * step;
@@ -177,14 +175,15 @@ class Backward : Pass<T> {
     int64_t part() const { return by_token() ? filled<T>(width) : 1; }
 
     struct Workspace {
-        T *z, *y, *d, *bias, *sums, *along;
+        T *z, *y, *d, *turned, *bias, *sums, *along;
     };
 
     Workspace cut(Cutter& cutter) const {
         Workspace w;
-        w.z = cutter.array<T>(most(layers.room(ROWS, layers.in), layers.room(DEEP, STRIP)));
+        w.z = cutter.array<T>(most(layers.room_in, layers.room(DEEP, STRIP)));
         w.y = cutter.array<T>(layers.room(DEEP, width));
-        w.d = cutter.array<T>(most(layers.room(ROWS, layers.in), layers.room(STRIP, width)));
+        w.d = cutter.array<T>(most(most(layers.room_in, layers.room_out), layers.room(STRIP, width)));
+        w.turned = cutter.array<T>(wanted.tokens ? layers.room_turned() : 0);
         w.bias = cutter.array<T>(filled<T>(width));
         w.sums = cutter.array<T>(filled<T>(width));
         w.along = cutter.array<T>(STRIP);
@@ -208,14 +207,20 @@ public:
         place(arrays);
         Cutter workspace;
         cut(workspace);
-        if (by_token())
-            for_each(this->blocks(), workspace.used(),
-                     [&](int64_t item, char* from) { weigh(item * this->block(), from); });
+        const Items blocks = layers.row_items();
+        if (by_token()) {
+            for_each(blocks.total(), workspace.used(), [&](int64_t item, char* from) {
+                const auto found = blocks.find(item);
+                measure(found.entry, found.item * layers[found.entry].block, from);
+            });
+            for_each(divide_up(rows, DEEP), 0, [&](int64_t item, char*) {
+                for (int64_t m = item * DEEP; m < least(rows, (item + 1) * DEEP); ++m) weigh(m);
+            });
+        }
         if (wanted.tokens || (moments && call.norm != Norm::none)) {
-            const Items items = layers.row_items(ROWS);
-            for_each(items.total(), workspace.used(), [&](int64_t item, char* from) {
-                const auto found = items.find(item);
-                run_rows(found.entry, found.item * ROWS, from);
+            for_each(blocks.total(), workspace.used(), [&](int64_t item, char* from) {
+                const auto found = blocks.find(item);
+                run_rows(found.entry, found.item * layers[found.entry].block, from);
             });
         }
         Items items(count);
@@ -237,24 +242,25 @@ private:
         parts = cutter.array<T>(wanted.gate ? count * strips * part() : 0);
     }
 
-    /// A gate on tokens: alpha and ds of n tokens, from s and y . g of every layer.
-    void weigh(int64_t from, char* memory) const {
+    /// A gate on tokens: s and y . g of n tokens in layer l.
+    void measure(int64_t l, int64_t from, char* memory) const {
         Cutter cutter(memory);
         const Workspace w = cut(cutter);
-        const int64_t n = least(this->block(), rows - from), step = spacing<T>(width);
+        const int64_t n = least(layers[l].block, rows - from), step = spacing<T>(width);
         const Block<T> g = take(grad, from, n, 0, width, true, w.d);
-        this->each_layer(from, n, w.z, w.y, w.bias, [&](int64_t l) {
-            for (int64_t i = 0; i < n; ++i) {
-                alphas[l * rows + from + i] = dot(w.y + i * step, gate, width);
-                slopes[l * rows + from + i] = dot(w.y + i * step, g.data + i * g.step, width);
-            }
-        });
-        for (int64_t m = from; m < from + n; ++m) {
-            soften(alphas + m, count, rows);
-            T mean = 0;
-            for (int64_t i = m; i < count * rows; i += rows) mean += alphas[i] * slopes[i];
-            for (int64_t i = m; i < count * rows; i += rows) slopes[i] = alphas[i] * (slopes[i] - mean);
+        this->map(l, from, n, w.z, w.y, w.bias);
+        for (int64_t i = 0; i < n; ++i) {
+            alphas[l * rows + from + i] = dot(w.y + i * step, gate, width);
+            slopes[l * rows + from + i] = dot(w.y + i * step, g.data + i * g.step, width);
         }
+    }
+
+    /// From those of all layers to a token's alpha and ds.
+    void weigh(int64_t m) const {
+        soften(alphas + m, count, rows);
+        T mean = 0;
+        for (int64_t i = m; i < count * rows; i += rows) mean += alphas[i] * slopes[i];
+        for (int64_t i = m; i < count * rows; i += rows) slopes[i] = alphas[i] * (slopes[i] - mean);
     }
 
     /// Gradients of n rows of layer l's y over `factor(l)`, whose last vectors may be read whole.
@@ -276,11 +282,12 @@ private:
         const Layer<T>& layer = layers[l];
         Cutter cutter(memory);
         const Workspace w = cut(cutter);
-        const int64_t n = least(ROWS, rows - from);
+        const int64_t n = least(layer.block, rows - from);
         Block<T> z{};
         if (call.norm != Norm::none) z = layers.rows(layer, from, n, w.z);
         if (wanted.tokens)
-            layers.token_gradients(layer, from, n, z, upstream(l, from, n, w.y), factor(l), wanted.tokens[l], w.d);
+            layers.token_gradients(l, from, n, z, upstream(l, from, n, w.y), factor(l), wanted.tokens[l], w.d,
+                                   w.turned);
     }
 
     /// Rows [c, c + STRIP) of W: its gradient, and what it adds to the gate's; with the first strip the bias.

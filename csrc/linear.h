@@ -11,8 +11,11 @@
 namespace fastav {
 namespace FASTAV_PATH {
 
-/// Rows of an item that maps rows; rows that one product for W's gradient adds up; rows of W that such an item covers.
-constexpr int64_t ROWS = 48, DEEP = 96, STRIP = 128;
+/// Rows of an item, where the matrix is large and where it is not; a matrix is large beyond so many elements.
+constexpr int64_t ROWS = 48, DEEP = 96, LARGE = 1 << 18;
+
+/// Rows of W that an item for its gradient covers.
+constexpr int64_t STRIP = 128;
 
 // ---- normalised rows -----------------------------------------------------------------------------------------------
 
@@ -29,19 +32,12 @@ template <class T>
 static Block<T> normalised(const Rows& x, int64_t from, int64_t n, Norm norm, T eps, T* room, Moments<T>* kept) {
     if (norm == Norm::none) return take(x, from, n, 0, x.width, false, room);
     const int64_t step = spacing<T>(x.width);
-    const T* rows[TOGETHER];
-    Moments<T> found[TOGETHER];
-    for (int64_t i = 0; i < n; i += TOGETHER) {
-        const int64_t some = least(TOGETHER, n - i);
-        for (int64_t k = 0; k < TOGETHER; ++k) {
-            const int64_t m = i + least(k, some - 1);  // the last row again where there are no more
-            rows[k] = dense(x.at(from + m), x.dtype, x.channel, x.width, room + m * step);
-        }
-        moments<T, TOGETHER>(rows, x.width, norm, eps, found);
-        for (int64_t k = 0; k < some; ++k) {
-            normalise(rows[k], x.width, found[k], room + (i + k) * step);
-            if (kept) kept[i + k] = found[k];
-        }
+    for (int64_t i = 0; i < n; ++i) {
+        T* const to = room + i * step;
+        const T* const row = dense(x.at(from + i), x.dtype, x.channel, x.width, to);
+        const Moments<T> found = moments(row, x.width, norm, eps);
+        normalise(row, x.width, found, to);
+        if (kept) kept[i] = found;
     }
     return {room, step};
 }
@@ -80,7 +76,8 @@ template <class T>
 struct Layer {
     Rows tokens;
     int64_t in, out;
-    Block<T> map, turned;  // W and W transposed, if they were asked for
+    int64_t block;         // rows of an item
+    Block<T> map, turned;  // W and W transposed, if they were asked for; see `turned_here`
     Moments<T>* moments;   // of all rows, likewise, unless there is no norm
     T* upstream;           // gradients of y, where a call keeps them
 };
@@ -91,7 +88,8 @@ public:
     const int64_t count;
     const Norm norm;
     const T eps;
-    int64_t in = 0, out = 0;  // the widest
+    int64_t in = 0, out = 0;            // the widest
+    int64_t room_in = 0, room_out = 0;  // elements of work memory for an item's rows
 
     Layers(const Operands& tokens, const Operands& weights, Norm by, double small)
         : count(tokens.count), norm(by), eps(T(small)), weights_(weights), plan_(count * int64_t(sizeof(Layer<T>))) {
@@ -99,7 +97,10 @@ public:
             Layer<T>& layer = all()[g] = {};
             layer.tokens = rows_of(tokens[g]);
             layer.in = weights[g].size[0], layer.out = weights[g].size[1];
+            layer.block = layer.in * layer.out <= LARGE ? DEEP : ROWS;
             in = most(in, layer.in), out = most(out, layer.out);
+            room_in = most(room_in, room(layer.block, layer.in));
+            room_out = most(room_out, room(layer.block, layer.out));
         }
     }
 
@@ -116,12 +117,13 @@ public:
         return memory;
     }
 
-    /// An item for every `rows` rows of every layer.
-    Items row_items(int64_t rows) const {
+    /// An item for every block of rows of every layer.
+    Items row_items() const {
         Items items(count);
         for (int64_t g = 0; g < count; ++g) {
             const Layer<T>& layer = all()[g];
-            items.put(g, divide_up(layer.tokens.count, rows), least(rows, layer.tokens.count) * layer.in * layer.out);
+            const int64_t rows = layer.tokens.count;
+            items.put(g, divide_up(rows, layer.block), least(rows, layer.block) * layer.in * layer.out);
         }
         return items;
     }
@@ -139,14 +141,29 @@ public:
         product(n, layer.in, z, layer.map, layer.out, y, step);
     }
 
-    /// Gradients of n rows of the tokens, written into `to`: from that of y times `factor`.
-    void token_gradients(const Layer<T>& layer, int64_t from, int64_t n, const Block<T>& z, const Block<T>& upstream,
-                         T factor, const Operand& to, T* room) const {
+    /// Elements of work memory for a transposed matrix: where all rows are one item, that item makes it for itself and
+    /// has it in the cache, and no memory is asked for that other matrices' would fill too.
+    int64_t room_turned() const {
+        int64_t found = 0;
+        for (int64_t g = 0; g < count; ++g)
+            if (turned_here(g)) found = most(found, room(all()[g].out, all()[g].in));
+        return found;
+    }
+
+    /// Gradients of n rows of layer g's tokens, written into `to`: from that of y times `factor`.
+    void token_gradients(int64_t g, int64_t from, int64_t n, const Block<T>& z, const Block<T>& upstream, T factor,
+                         const Operand& to, T* room, T* room_turned) const {
+        const Layer<T>& layer = all()[g];
+        Block<T> turned = layer.turned;
+        if (turned_here(g)) {
+            turned = {room_turned, spacing<T>(layer.in)};
+            arrange(matrix_of(weights_[g], true), 0, layer.out, room_turned, turned.step);
+        }
         const Rows target = rows_of(to);
         const bool direct = to.dtype == OWN<T> && layer.in % LANES<T> == 0;
         T* const d = direct ? reinterpret_cast<T*>(target.at(from)) : room;
         const int64_t step = direct ? layer.in : spacing<T>(layer.in);
-        product(n, layer.out, upstream, layer.turned, layer.in, d, step);
+        product(n, layer.out, upstream, turned, layer.in, d, step);
         for (int64_t i = 0; i < n; ++i) {
             T* const row = d + i * step;
             if (norm != Norm::none)
@@ -183,17 +200,22 @@ private:
         for (int64_t g = 0; g < count; ++g) {
             Layer<T>& layer = all()[g];
             if (map) layer.map = place(cutter, g, false);
-            if (turned) layer.turned = place(cutter, g, true);
+            if (turned && !turned_here(g)) layer.turned = place(cutter, g, true);
             const int64_t rows = layer.tokens.count;
             if (moments && norm != Norm::none) layer.moments = cutter.array<Moments<T>>(rows);
             if (upstream) layer.upstream = cutter.array<T>(rows * spacing<T>(layer.out));
         }
     }
 
+    /// Whether W is transposed by the one item that wants it.
+    bool turned_here(int64_t g) const {
+        return all()[g].tokens.count <= all()[g].block && !matrix_of(weights_[g], true).template ready<T>();
+    }
+
     /// Where a matrix is to be read.
     Block<T> place(Cutter& cutter, int64_t g, bool turned) const {
         const Matrix w = matrix_of(weights_[g], turned);
-        if (w.ready<T>()) return {reinterpret_cast<const T*>(w.data), w.down};
+        if (w.template ready<T>()) return {reinterpret_cast<const T*>(w.data), w.down};
         const int64_t step = spacing<T>(w.columns);
         return {cutter.array<T>(w.rows * step), step};
     }
@@ -203,7 +225,7 @@ private:
         Items items(2 * count);
         for (int64_t i = 0; i < 2 * count; ++i) {
             const Matrix w = matrix_of(weights_[i / 2], i % 2);
-            const bool wanted = (i % 2 ? turned : map) && !w.ready<T>();
+            const bool wanted = (i % 2 ? turned && !turned_here(i / 2) : map) && !w.template ready<T>();
             items.put(i, wanted ? divide_up(w.rows, CUT) : 0, w.columns * least(CUT, w.rows));
         }
         for_each(items.total(), 0, [&](int64_t item, char*) {

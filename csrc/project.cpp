@@ -34,12 +34,12 @@ public:
 
     void run() const {
         const Scratch memory = layers.prepare(true, false, false, false);
-        const Items items = layers.row_items(ROWS);
+        const Items items = layers.row_items();
         Cutter workspace;
         cut(workspace);
         for_each(items.total(), workspace.used(), [&](int64_t item, char* from) {
             const auto found = items.find(item);
-            run_item(found.entry, found.item * ROWS, from);
+            run_item(found.entry, found.item * layers[found.entry].block, from);
         });
     }
 
@@ -50,8 +50,8 @@ private:
 
     Workspace cut(Cutter& cutter) const {
         Workspace w;
-        w.z = cutter.array<T>(layers.room(ROWS, layers.in));
-        w.y = cutter.array<T>(layers.room(ROWS, layers.out));
+        w.z = cutter.array<T>(layers.room_in);
+        w.y = cutter.array<T>(layers.room_out);
         w.bias = cutter.array<T>(filled<T>(layers.out));
         w.residual = cutter.array<T>(filled<T>(layers.out));
         return w;
@@ -61,7 +61,7 @@ private:
         const Layer<T>& layer = layers[g];
         Cutter cutter(memory);
         const Workspace w = cut(cutter);
-        const int64_t n = least(ROWS, layer.tokens.count - from), width = layer.out;
+        const int64_t n = least(layer.block, layer.tokens.count - from), width = layer.out;
         const Rows to = rows_of(outputs[g]);
         const bool direct = to.dtype == OWN<T> && width % LANES<T> == 0;
         T* const y = direct ? reinterpret_cast<T*>(to.at(from)) : w.y;
@@ -117,10 +117,10 @@ public:
         Cutter workspace;
         cut(workspace);
         if (wanted.tokens || upstream || (moments && call.norm != Norm::none)) {
-            const Items items = layers.row_items(ROWS);
+            const Items items = layers.row_items();
             for_each(items.total(), workspace.used(), [&](int64_t item, char* from) {
                 const auto found = items.find(item);
-                run_rows(found.entry, found.item * ROWS, from);
+                run_rows(found.entry, found.item * layers[found.entry].block, from);
             });
         }
         const Items items = last_items();
@@ -135,14 +135,15 @@ public:
 
 private:
     struct Workspace {
-        T *z, *y, *d, *sums;
+        T *z, *y, *d, *turned, *sums;
     };
 
     Workspace cut(Cutter& cutter) const {
         Workspace w;
-        w.z = cutter.array<T>(most(layers.room(ROWS, layers.in), layers.room(DEEP, STRIP)));
+        w.z = cutter.array<T>(most(layers.room_in, layers.room(DEEP, STRIP)));
         w.y = cutter.array<T>(layers.room(DEEP, layers.out));
-        w.d = cutter.array<T>(most(layers.room(ROWS, layers.in), layers.room(STRIP, layers.out)));
+        w.d = cutter.array<T>(most(layers.room_in, layers.room(STRIP, layers.out)));
+        w.turned = cutter.array<T>(wanted.tokens ? layers.room_turned() : 0);
         w.sums = cutter.array<T>(filled<T>(layers.out));
         return w;
     }
@@ -159,12 +160,12 @@ private:
         const Layer<T>& layer = layers[g];
         Cutter cutter(memory);
         const Workspace w = cut(cutter);
-        const int64_t n = least(ROWS, layer.tokens.count - from);
+        const int64_t n = least(layer.block, layer.tokens.count - from);
         Block<T> z{};
         if (activated() || call.norm != Norm::none) z = layers.rows(layer, from, n, w.z);
         if (activated()) keep_upstream(g, from, n, z, w);
         if (wanted.tokens)
-            layers.token_gradients(layer, from, n, z, upstream(g, from, n, w.y), T(1), wanted.tokens[g], w.d);
+            layers.token_gradients(g, from, n, z, upstream(g, from, n, w.y), T(1), wanted.tokens[g], w.d, w.turned);
     }
 
     /// The gradients of n rows of y, through the activation.
