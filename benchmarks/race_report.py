@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.measure import Absence
 from benchmarks.memory import NOISE, PER_TOKEN, Peak
 from benchmarks.race import Lap
-from benchmarks.report import duration, write
+from benchmarks.report import duration, put
 from benchmarks.tables import aligned
 from benchmarks.workloads import DIRECTIONS
 
@@ -56,9 +56,9 @@ class RaceReport:
         """All of it as plain values."""
         return asdict(self) | {"laps": [lap.as_dict() for lap in self.laps], "failed": self.failed}
 
-    def write(self, folder: Path) -> tuple[Path, Path]:
-        """Write both forms, see :func:`benchmarks.report.write`."""
-        return write(folder, self.environment, self.as_dict(), self.markdown())
+    def write(self, paths: tuple[Path, Path]) -> None:
+        """Write what there is so far, in both forms."""
+        put(paths, self.as_dict(), self.markdown())
 
     def markdown(self) -> str:
         """The report for people."""

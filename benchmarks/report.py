@@ -67,21 +67,26 @@ class Report:
         return "\n\n".join(parts) + "\n"
 
     def write(self, folder: Path) -> tuple[Path, Path]:
-        """Write both forms, see :func:`write`."""
-        return write(folder, self.environment, self.as_dict(), self.markdown())
+        """Write ``<folder>/<device>/<date>.json`` and ``.md``; never over an earlier report."""
+        paths = places(folder, self.environment)
+        put(paths, self.as_dict(), self.markdown())
+        return paths
 
 
-def write(folder: Path, environment: dict[str, str], values: dict, text: str) -> tuple[Path, Path]:
-    """Write ``<folder>/<device>/<date>.json`` and ``.md``; never over an earlier report."""
+def places(folder: Path, environment: dict[str, str]) -> tuple[Path, Path]:
+    """``<folder>/<device>/<date>.json`` and ``.md``, where no earlier report is."""
     place = folder / re.sub(r"[^A-Za-z0-9]+", "-", environment["device"]).strip("-").lower()
     place.mkdir(parents=True, exist_ok=True)
     date, taken = environment["date"].split()[0], {path.stem for path in place.glob("*.json")}
     names = [date, *(f"{date}-{i}" for i in range(2, 1000))]
     name = next(name for name in names if name not in taken)
-    paths = place / f"{name}.json", place / f"{name}.md"
+    return place / f"{name}.json", place / f"{name}.md"
+
+
+def put(paths: tuple[Path, Path], values: dict, text: str) -> None:
+    """Write both forms of a report."""
     paths[0].write_text(json.dumps(values, indent=1) + "\n")
     paths[1].write_text(text)
-    return paths
 
 
 def _figures(figures: Sequence[Figure]) -> str:

@@ -10,7 +10,8 @@ The exit status is 1 if ours is wrong, does not run or takes memory for each tok
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from benchmarks.measure import Absence
 from benchmarks.memory import Peak, growth, limit, measured
 from benchmarks.race import Entrant, Lap, compete, contenders, race, using_threads
 from benchmarks.race_report import Bandwidth, RaceReport
+from benchmarks.report import places
 from benchmarks.run_gpu import RESULTS
 from benchmarks.side import Pair, ave_pair, branches, small_pair, stamps_pair
 from benchmarks.timing import copy_bandwidth, read_bandwidth
@@ -55,13 +57,11 @@ def branch_laps(name: str, pair: Pair, rounds: int) -> tuple[list[Lap], list[Abs
     return race(name, DIRECTIONS[-1], line, rounds), absent
 
 
-def pairs(smoke: bool) -> Iterator[tuple[str, Pair]]:
-    """Backbones of the side branches."""
+def pairs(smoke: bool) -> dict[str, Callable[[], Pair]]:
+    """How to make the backbones of each side branch."""
     if smoke:
-        yield "side branch small", small_pair(CPU)
-    else:
-        yield "side branch AVE fp32", ave_pair(CPU, 1, torch.float32)
-        yield "side branch stamps fp16", stamps_pair()
+        return {"side branch small": partial(small_pair, CPU)}
+    return {"side branch AVE fp32": partial(ave_pair, CPU, 1, torch.float32), "side branch stamps fp16": stamps_pair}
 
 
 def peaks(chosen: Sequence[str], threads: int, smoke: bool) -> Iterator[Peak]:
@@ -109,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for threads in options.threads:
         with using_threads(threads):
             report.bandwidths.append(Bandwidth(threads, copy_bandwidth(CPU), read_bandwidth(CPU)))
+    written = places(options.results, report.environment)
     for heat in heats(smoke=options.smoke):
         if not _asked(heat.workload.case.name, options.only):
             continue
@@ -118,8 +119,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report.laps += laps
             report.absences += absences
         heat.workload.release()
-    for name, pair in pairs(options.smoke):
-        for threads in options.threads if _asked(name, options.only) else ():
+        report.write(written)  # a run that is cut short leaves what it has
+    for name, make in pairs(options.smoke).items():
+        if not _asked(name, options.only):
+            continue
+        pair = make()
+        for threads in options.threads:
             with using_threads(threads):
                 laps, absences = branch_laps(name, pair, rounds)
             report.laps += laps
@@ -127,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.no_memory:
         report.peaks = list(peaks(options.only, max(options.threads), options.smoke))
         report.growth, report.limit = growth(report.peaks, options.smoke), limit(options.smoke)
-    written = report.write(options.results)
+    report.write(written)
     print(report.markdown())
     print(f"written to {os.path.relpath(written[0])} and {os.path.relpath(written[1])}")
     print("\n".join(f"FAILED {line}" for line in report.failed))

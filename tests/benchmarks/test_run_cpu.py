@@ -12,6 +12,7 @@ from benchmarks.measure import Absence
 from benchmarks.memory import Peak
 from benchmarks.race import Lap
 from benchmarks.race_report import Bandwidth, RaceReport
+from benchmarks.report import places
 
 ROOT = Path(__file__).parents[2]
 BOTH = "forward + backward"
@@ -115,7 +116,8 @@ def test_failures_are_told(report, tmp_path):
         "inject fp32: ours, avx2: WrongError: off",
         "ours takes 6.00 bytes more a token, allowed 5.30",
     ]
-    first, second = report.write(tmp_path)
+    first, second = places(tmp_path, report.environment)
+    report.write((first, second))
     assert first.relative_to(tmp_path).as_posix() == "some-cpu/2031-02-03.json"
     assert json.loads(first.read_text())["failed"] == report.failed
     assert json.loads(first.read_text())["laps"][1]["spread"]["median"] == 0.06
