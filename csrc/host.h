@@ -89,13 +89,40 @@ struct FuseGradients {
     Operands tokens, weights, biases, gate;
 };
 
+/// See fastav/ops/inject.py; `scale` is NaN where the width's square root serves.
+struct Inject {
+    Operands features, keys, values;
+    double scale;
+    Norm norm;
+    double eps;
+};
+
+/// Gradients that are wanted, the others without tensors.
+struct InjectGradients {
+    Operands features, keys, values;
+};
+
+/// See fastav/ops/orthogonality.py.
+struct Orthogonality {
+    Operands tokens;
+};
+
+/// The gradient, without tensors where it is not wanted.
+struct OrthogonalityGradients {
+    Operands tokens;
+};
+
 #define FASTAV_DECLARE_OPS                                                                                            \
     void distill_forward(const Distill&, Operands outputs, Operands sums);                                            \
     void distill_backward(const Distill&, Operands grads, Operands outputs, Operands sums, const DistillGradients&);  \
     void project_forward(const Project&, Operands outputs);                                                           \
     void project_backward(const Project&, Operands grads, const ProjectGradients&);                                   \
     void fuse_forward(const Fuse&, Operands outputs, Operands sums);                                                  \
-    void fuse_backward(const Fuse&, Operands grads, const FuseGradients&);
+    void fuse_backward(const Fuse&, Operands grads, const FuseGradients&);                                            \
+    void inject_forward(const Inject&, Operands outputs);                                                             \
+    void inject_backward(const Inject&, Operands grads, const InjectGradients&);                                      \
+    void orthogonality_forward(const Orthogonality&, Operands outputs);                                               \
+    void orthogonality_backward(const Orthogonality&, Operands grads, const OrthogonalityGradients&);
 
 namespace portable {
 FASTAV_DECLARE_OPS

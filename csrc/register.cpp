@@ -326,6 +326,58 @@ Tensors fuse_backward(Tensors grads, Tensors tokens, Tensors weights, Tensors bi
     return wanted.results();
 }
 
+// ---- inject --------------------------------------------------------------------------------------------------------
+
+/// The lists of a call, kept for as long as it runs.
+struct InjectLists {
+    List features, keys, values;
+
+    InjectLists(const Tensors& x, const Tensors& k, const Tensors& v) : features(x), keys(k), values(v) {}
+
+    Inject call(std::optional<double> scale, const std::string& norm, double eps) const {
+        return {features, keys, values, scale.value_or(std::numeric_limits<double>::quiet_NaN()), norm_of(norm), eps};
+    }
+};
+
+Tensor inject(Tensors features, Tensors keys, Tensors values, std::optional<double> scale, std::string norm,
+              double eps) {
+    const InjectLists lists(features, keys, values);
+    const auto shapes = shapes_of(features);
+    const Tensor outputs = room_for(shapes, features[0], features[0].scalar_type());
+    FASTAV_CALL(inject_forward, lists.call(scale, norm, eps), List(outputs, shapes))
+    return outputs;
+}
+
+Tensors inject_backward(Tensors grads, Tensors features, Tensors keys, Tensors values, std::optional<double> scale,
+                        std::string norm, double eps, std::vector<std::string> names) {
+    const InjectLists lists(features, keys, values);
+    Wanted wanted(names);
+    const List d_features = wanted.add("features", features), d_keys = wanted.add("keys", keys);
+    const List d_values = wanted.add("values", values);
+    const InjectGradients gradients{d_features, d_keys, d_values};
+    FASTAV_CALL(inject_backward, lists.call(scale, norm, eps), List(grads), gradients)
+    return wanted.results();
+}
+
+// ---- orthogonality -------------------------------------------------------------------------------------------------
+
+Tensor orthogonality(Tensors tokens) {
+    const List list(tokens);
+    const std::vector<Sizes> shapes{{}};
+    const Tensor output = room_for(shapes, tokens[0], wide(tokens[0], tokens[0]));
+    FASTAV_CALL(orthogonality_forward, Orthogonality{list}, List(output, shapes))
+    return output;
+}
+
+Tensors orthogonality_backward(Tensors grads, Tensors tokens, std::vector<std::string> names) {
+    const List list(tokens);
+    Wanted wanted(names);
+    const List d_tokens = wanted.add("tokens", tokens);
+    const OrthogonalityGradients gradients{d_tokens};
+    FASTAV_CALL(orthogonality_backward, Orthogonality{list}, List(grads), gradients)
+    return wanted.results();
+}
+
 }  // namespace
 }  // namespace fastav
 
@@ -350,6 +402,13 @@ STABLE_TORCH_LIBRARY(fastav_native, m) {
     m.def(
         "fuse_backward(Tensor[] grads, Tensor[] tokens, Tensor[] weights, Tensor[] biases, Tensor[] gate, str norm, "
         "float eps, str gate_kind, str[] wanted) -> Tensor[]");
+    m.def(
+        "inject(Tensor[] features, Tensor[] keys, Tensor[] values, float? scale, str norm, float eps) -> Tensor");
+    m.def(
+        "inject_backward(Tensor[] grads, Tensor[] features, Tensor[] keys, Tensor[] values, float? scale, str norm, "
+        "float eps, str[] wanted) -> Tensor[]");
+    m.def("orthogonality(Tensor[] tokens) -> Tensor");
+    m.def("orthogonality_backward(Tensor[] grads, Tensor[] tokens, str[] wanted) -> Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastav_native, CompositeExplicitAutograd, m) {
@@ -360,4 +419,8 @@ STABLE_TORCH_LIBRARY_IMPL(fastav_native, CompositeExplicitAutograd, m) {
     m.impl("project_backward", TORCH_BOX(&fastav::project_backward));
     m.impl("fuse", TORCH_BOX(&fastav::fuse));
     m.impl("fuse_backward", TORCH_BOX(&fastav::fuse_backward));
+    m.impl("inject", TORCH_BOX(&fastav::inject));
+    m.impl("inject_backward", TORCH_BOX(&fastav::inject_backward));
+    m.impl("orthogonality", TORCH_BOX(&fastav::orthogonality));
+    m.impl("orthogonality_backward", TORCH_BOX(&fastav::orthogonality_backward));
 }

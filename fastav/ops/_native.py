@@ -16,6 +16,10 @@ __all__ = [
     "distill_forward",
     "fuse_backward",
     "fuse_forward",
+    "inject_backward",
+    "inject_forward",
+    "orthogonality_backward",
+    "orthogonality_forward",
     "project_backward",
     "project_forward",
 ]
@@ -122,4 +126,40 @@ def fuse_backward(
     """Gradients, see :func:`fastav.reference.fuse_backward`; ``kept`` is not needed here."""
     lists = tokens, weights, biases or [], [] if gate is None else [gate]
     found = torch.ops.fastav_native.fuse_backward(grads, *lists, norm, eps, gate_kind or "", list(wanted))
+    return dict(zip(wanted, found, strict=True))
+
+
+def inject_forward(
+    features: Tensors, keys: Tensors, values: Tensors, **settings: Any
+) -> tuple[Results, Sequence[Tensor]]:
+    """Outputs, and nothing kept, see :func:`fastav.reference.inject`."""
+    return torch.ops.fastav_native.inject(features, keys, values, **settings), ()
+
+
+def inject_backward(
+    grads: Tensors,
+    kept: Tensors,
+    features: Tensors,
+    keys: Tensors,
+    values: Tensors,
+    *,
+    wanted: Collection[str],
+    **settings: Any,
+) -> dict[str, Results]:
+    """Gradients, see :func:`fastav.reference.inject_backward`."""
+    lists = features, keys, values
+    found = torch.ops.fastav_native.inject_backward(grads, *lists, **settings, wanted=list(wanted))
+    return dict(zip(wanted, found, strict=True))
+
+
+def orthogonality_forward(tokens: Tensors) -> tuple[Results, Sequence[Tensor]]:
+    """The penalty, as a tensor of one element, and nothing kept, see :func:`fastav.reference.orthogonality`."""
+    return torch.ops.fastav_native.orthogonality(tokens), ()
+
+
+def orthogonality_backward(
+    grads: Tensors, kept: Tensors, tokens: Tensors, *, wanted: Collection[str]
+) -> dict[str, Results]:
+    """The gradient, see :func:`fastav.reference.orthogonality_backward`."""
+    found = torch.ops.fastav_native.orthogonality_backward(grads, tokens, list(wanted))
     return dict(zip(wanted, found, strict=True))
