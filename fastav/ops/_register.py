@@ -74,7 +74,7 @@ class ListOp:
         tensors, settings = self._bind(arguments)
         function = implementation(f"{self.name}_forward", arguments[0][0].device, tensors)
         outputs, kept = function(*tensors.values(), **settings)
-        return together(outputs), [together(kept)] if len(kept) else []
+        return together(outputs), [together(kept)] if isinstance(kept, Tensor) or kept else []
 
     def _backward(self, grads: Sequence[Tensor], kept: Sequence[Tensor], *arguments: Any) -> list[Tensor]:
         *inputs, wanted = arguments
