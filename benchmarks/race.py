@@ -4,7 +4,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ BUDGET_S, FEWEST = 40.0, 5
 #: How much more ours may lose on other vector paths than the fastest: narrower vectors add up in fewer, longer chains.
 LONGER_CHAINS = 2.0
 
-#: How much more compiled PyTorch may: its vectors' exp is within 20 units in the last place instead of one.
+#: How much more PyTorch compiled for float32 may: its vectors' exp is within 20 units in the last place, not one.
 LOOSE_EXP = 20.0
 
 PATHS = ("avx512", "avx2", "portable")
@@ -36,7 +36,7 @@ class Entrant:
         name: what the report calls it.
         calls: what is timed, one call after the other in turn.
         context: what must hold while it is called.
-        operations, read: see :class:`Lap`.
+        operations, read, error: see :class:`Lap`.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Entrant:
     context: Callable[[], AbstractContextManager] = nullcontext
     operations: int | None = None
     read: int | None = None
+    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Lap:
         times: seconds of each round.
         read: bytes of taps or features that must be read, once in each direction; None for other ops.
         operations: floating-point operations of the products, None where nobody counts them.
+        error: the largest error of its values and gradients, in units of what ours may lose; None if not measured.
     """
 
     race: str
@@ -67,6 +69,7 @@ class Lap:
     times: tuple[float, ...]
     read: int | None = None
     operations: int | None = None
+    error: float | None = None
 
     @property
     def spread(self) -> Spread:
@@ -101,8 +104,8 @@ def race(name: str, direction: str, entrants: Sequence[Entrant], rounds: int, *,
                     call()
                     taken.append(time.perf_counter() - start)
     return [
-        Lap(name, entrant.name, direction, torch.get_num_threads(), tuple(taken), entrant.read, entrant.operations)
-        for entrant, taken in zip(entrants, times, strict=True)
+        Lap(name, e.name, direction, torch.get_num_threads(), tuple(taken), e.read, e.operations, e.error)
+        for e, taken in zip(entrants, times, strict=True)
     ]
 
 
@@ -118,6 +121,9 @@ def _no_collection() -> Iterator[None]:
 
 
 Made = tuple[Contender, Callable[[], AbstractContextManager]]
+
+#: What is right, with its largest error in units of what ours may lose.
+Proved = tuple[Contender, Callable[[], AbstractContextManager], float]
 
 
 def contenders(workload: Workload) -> dict[str, Callable[[], Made]]:
@@ -155,10 +161,10 @@ def _forcing(make: Callable[[str], Contender], op: str, path: str) -> Made:
     return make(op), partial(forced, path)
 
 
-def prepared(workload: Workload, only: Sequence[str] | None = None) -> tuple[dict[str, Made], list[Absence]]:
+def prepared(workload: Workload, only: Sequence[str] | None = None) -> tuple[dict[str, Proved], list[Absence]]:
     """Everybody who computes what is right here, and who does not, with the reason."""
     torch._dynamo.reset()  # a function is compiled for a few workloads at most, and for each number of threads
-    made: dict[str, Made] = {}
+    made: dict[str, Proved] = {}
     absent = []
     for name, make in contenders(workload).items():
         if only is not None and name not in only:
@@ -166,8 +172,9 @@ def prepared(workload: Workload, only: Sequence[str] | None = None) -> tuple[dic
         try:
             function, context = make()
             with context():
-                workload.truth.check(function, slack=_slack(name))
-            made[name] = function, context
+                slack = _slack(name, workload.case.taps)
+                error = slack * workload.truth.check(function, slack=slack)
+            made[name] = function, context, error
         except UnavailableError as error:
             absent.append(Absence(workload.case.name, name, str(error)))
         except (AssertionError, RuntimeError) as error:  # wrong, out of memory, or a compiler's refusal
@@ -175,20 +182,21 @@ def prepared(workload: Workload, only: Sequence[str] | None = None) -> tuple[dic
     return made, absent
 
 
-def _slack(name: str) -> float:
+def _slack(name: str, taps: torch.dtype) -> float:
     if name == "ours":
         return 1.0
     if name.startswith("ours, "):
         return LONGER_CHAINS
-    return LOOSE_EXP if "compile" in name else SLACK
+    wide = taps.itemsize > 2 or name.endswith("in float32")
+    return LOOSE_EXP if wide and "compile" in name else SLACK
 
 
-def entrants(workload: Workload, made: dict[str, Made], direction: str) -> list[Entrant]:
+def entrants(workload: Workload, made: dict[str, Proved], direction: str) -> list[Entrant]:
     """Those who are prepared, with their calls over clones that outlast the caches."""
     taken = read(workload.case, direction) if {"taps", "features"} & workload.case.lists.keys() else None
     return [
-        Entrant(name, workload.calls(function, direction), context, operations(workload.case, direction), taken)
-        for name, (function, context) in made.items()
+        Entrant(name, workload.calls(function, direction), context, operations(workload.case, direction), taken, error)
+        for name, (function, context, error) in made.items()
     ]
 
 
@@ -210,9 +218,7 @@ def compete(
         line = entrants(workload, made, direction)
         if beside:
             name = f"(ours, {beside.case.name} alone)"
-            line += [
-                Entrant(name, e.calls, e.context, e.operations, e.read) for e in entrants(beside, guest, direction)
-            ]
+            line += [replace(e, name=name) for e in entrants(beside, guest, direction)]
         tell(f"{workload.case.name}, {direction}, {torch.get_num_threads()} threads: {len(line)} contenders")
         laps += race(workload.case.name, direction, line, rounds)
     return laps, absent

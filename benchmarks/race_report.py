@@ -105,9 +105,10 @@ class RaceReport:
             share = f"{read:.1f}", f"{read * 1e9 / machine.read:.2f}", f"{read * 1e9 / machine.copy:.2f}"
             quartiles = f"{duration(time.low)} to {duration(time.high)}"
             rows.append((lap.direction, lap.threads, lap.by, duration(time.median), quartiles, own,
-                         *(share if read else "---"), f"{rate:.0f}" if rate else "-"))  # fmt: skip
+                         *(share if read else "---"), f"{rate:.0f}" if rate else "-",
+                         "-" if lap.error is None else f"{lap.error:.3f}"))  # fmt: skip
         head = ("direction", "threads", "by", "median", "quartiles", "times ours", "taps GB/s", "of read", "of copy",
-                "GFLOP/s")  # fmt: skip
+                "GFLOP/s", "error")  # fmt: skip
         return aligned(head, rows, markdown=True)
 
     def _memory(self) -> str:

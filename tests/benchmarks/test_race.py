@@ -239,3 +239,10 @@ def test_a_process_that_fails_says_why():
     found = memory.measured("no such case", "ours", threads=1, smoke=True)
     assert found.bytes is None
     assert "no such case" in found.reason
+
+
+def test_compiled_code_may_lose_more_only_in_float32():
+    assert race._slack("ours", torch.float32) == 1
+    assert race._slack("ours, portable", torch.float32) == race.LONGER_CHAINS
+    assert race._slack("compile", torch.float32) == race._slack("compile in float32", torch.bfloat16) == race.LOOSE_EXP
+    assert race._slack("folded compile", torch.bfloat16) == race._slack("sdpa", torch.float32) == race.SLACK

@@ -57,7 +57,7 @@ def test_without_native_kernels_it_says_so(capsys):
 @pytest.fixture
 def report():
     def lap(by, *times, direction=BOTH, race="distill AVE fp32"):
-        return Lap(race, by, direction, 2, times, 600_000_000, 12_000_000_000)
+        return Lap(race, by, direction, 2, times, 600_000_000, 12_000_000_000, 0.25)
 
     return RaceReport(
         {"device": "Some CPU", "date": "2031-02-03 04:05 UTC"},
@@ -90,8 +90,8 @@ def test_the_report_holds_the_figures(report):
     text = report.markdown()
     # 600 MB in 60 ms are 10 GB/s, half of what the machine reads and a quarter of what it copies; 12 GFLOP in 60 ms.
     assert rows(text, BOTH, "2", "ours") == [
-        [BOTH, "2", "ours", "60.00 ms", "60.00 ms to 75.00 ms", "1.00 x", "10.0", "0.50", "0.25", "200"],
-        [BOTH, "2", "ours", "80.00 ms", "80.00 ms to 80.00 ms", "1.00 x", "7.5", "0.38", "0.19", "150"],
+        [BOTH, "2", "ours", "60.00 ms", "60.00 ms to 75.00 ms", "1.00 x", "10.0", "0.50", "0.25", "200", "0.250"],
+        [BOTH, "2", "ours", "80.00 ms", "80.00 ms to 80.00 ms", "1.00 x", "7.5", "0.38", "0.19", "150", "0.250"],
     ]
     # Rounds of 2, 3, 2 and 2 times ours: the median of the ratios, where the ratio of the medians would be 2.5.
     assert rows(text, BOTH, "2", "folded")[0][5] == "2.00 x"
