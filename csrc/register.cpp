@@ -62,12 +62,14 @@ std::string path() { return NAMES[static_cast<int>(chosen())]; }
 
 /// Call an op's function on the chosen path.
 #if defined(__x86_64__)
-#define FASTAV_CALL(function, ...)                                       \
-    switch (chosen()) {                                                  \
-        case Path::avx512: avx512::function(__VA_ARGS__); break;         \
-        case Path::avx2: avx2::function(__VA_ARGS__); break;             \
-        default: portable::function(__VA_ARGS__);                        \
-    }
+#define FASTAV_CALL(function, ...)                           \
+    do {                                                     \
+        switch (chosen()) {                                  \
+            case Path::avx512: avx512::function(__VA_ARGS__); break; \
+            case Path::avx2: avx2::function(__VA_ARGS__); break;     \
+            default: portable::function(__VA_ARGS__);        \
+        }                                                    \
+    } while (false)
 #else
 #define FASTAV_CALL(function, ...) (static_cast<void>(chosen()), portable::function(__VA_ARGS__))
 #endif
@@ -231,7 +233,7 @@ std::tuple<Tensor, Tensor> distill(Tensors taps, Tensors queries, Tensors weight
     }
     const Tensor outputs = room_for(shapes, queries[0], queries[0].scalar_type());
     const Tensor kept = room_for(sums, queries[0], wide(taps[0], queries[0]));
-    FASTAV_CALL(distill_forward, lists.call(scale, norm, eps), List(outputs, shapes), List(kept, sums))
+    FASTAV_CALL(distill_forward, lists.call(scale, norm, eps), List(outputs, shapes), List(kept, sums));
     return {outputs, kept};
 }
 
@@ -243,7 +245,7 @@ Tensors distill_backward(Tensors grads, Tensors outputs, Tensors sums, Tensors t
     const List d_taps = wanted.add("taps", taps), d_queries = wanted.add("queries", queries);
     const List d_weight = wanted.add("weight", weight), d_bias = wanted.add("bias", bias);
     const DistillGradients gradients{d_taps, d_queries, d_weight, d_bias};
-    FASTAV_CALL(distill_backward, lists.call(scale, norm, eps), List(grads), List(outputs), List(sums), gradients)
+    FASTAV_CALL(distill_backward, lists.call(scale, norm, eps), List(grads), List(outputs), List(sums), gradients);
     return wanted.results();
 }
 
@@ -270,7 +272,7 @@ Tensor project(Tensors tokens, Tensors weights, Tensors biases, Tensors residual
     std::vector<Sizes> shapes = shapes_of(tokens);
     for (size_t g = 0; g < tokens.size(); ++g) shapes[g].back() = weights[g].size(1);
     const Tensor outputs = room_for(shapes, tokens[0], tokens[0].scalar_type());
-    FASTAV_CALL(project_forward, lists.call(norm, eps, activation), List(outputs, shapes))
+    FASTAV_CALL(project_forward, lists.call(norm, eps, activation), List(outputs, shapes));
     return outputs;
 }
 
@@ -283,7 +285,7 @@ Tensors project_backward(Tensors grads, Tensors tokens, Tensors weights, Tensors
     const List d_biases = wanted.add("biases", biases), d_residuals = wanted.add("residuals", residuals);
     const ProjectGradients gradients{d_tokens, d_weights, d_biases, d_residuals};
     const List upstream = stack ? List::layers(grads[0]) : List(grads);
-    FASTAV_CALL(project_backward, lists.call(norm, eps, activation), upstream, gradients)
+    FASTAV_CALL(project_backward, lists.call(norm, eps, activation), upstream, gradients);
     return wanted.results();
 }
 
@@ -311,7 +313,7 @@ std::tuple<Tensor, Tensor> fuse(Tensors tokens, Tensors weights, Tensors biases,
     if (gate_kind == "token") sums.push_back({batch, rows});
     const Tensor output = room_for(shapes, tokens[0], tokens[0].scalar_type());
     const Tensor kept = room_for(sums, tokens[0], wide(tokens[0], weights[0]));
-    FASTAV_CALL(fuse_forward, lists.call(norm, eps, gate_kind), List(output, shapes), List(kept, sums))
+    FASTAV_CALL(fuse_forward, lists.call(norm, eps, gate_kind), List(output, shapes), List(kept, sums));
     return {output, kept};
 }
 
@@ -322,7 +324,7 @@ Tensors fuse_backward(Tensors grads, Tensors tokens, Tensors weights, Tensors bi
     const List d_tokens = wanted.add("tokens", tokens), d_weights = wanted.add("weights", weights);
     const List d_biases = wanted.add("biases", biases), d_gate = wanted.add("gate", gate);
     const FuseGradients gradients{d_tokens, d_weights, d_biases, d_gate};
-    FASTAV_CALL(fuse_backward, lists.call(norm, eps, gate_kind), List(grads), gradients)
+    FASTAV_CALL(fuse_backward, lists.call(norm, eps, gate_kind), List(grads), gradients);
     return wanted.results();
 }
 
@@ -344,7 +346,7 @@ Tensor inject(Tensors features, Tensors keys, Tensors values, std::optional<doub
     const InjectLists lists(features, keys, values);
     const auto shapes = shapes_of(features);
     const Tensor outputs = room_for(shapes, features[0], features[0].scalar_type());
-    FASTAV_CALL(inject_forward, lists.call(scale, norm, eps), List(outputs, shapes))
+    FASTAV_CALL(inject_forward, lists.call(scale, norm, eps), List(outputs, shapes));
     return outputs;
 }
 
@@ -355,7 +357,7 @@ Tensors inject_backward(Tensors grads, Tensors features, Tensors keys, Tensors v
     const List d_features = wanted.add("features", features), d_keys = wanted.add("keys", keys);
     const List d_values = wanted.add("values", values);
     const InjectGradients gradients{d_features, d_keys, d_values};
-    FASTAV_CALL(inject_backward, lists.call(scale, norm, eps), List(grads), gradients)
+    FASTAV_CALL(inject_backward, lists.call(scale, norm, eps), List(grads), gradients);
     return wanted.results();
 }
 
@@ -365,7 +367,7 @@ Tensor orthogonality(Tensors tokens) {
     const List list(tokens);
     const std::vector<Sizes> shapes{{}};
     const Tensor output = room_for(shapes, tokens[0], wide(tokens[0], tokens[0]));
-    FASTAV_CALL(orthogonality_forward, Orthogonality{list}, List(output, shapes))
+    FASTAV_CALL(orthogonality_forward, Orthogonality{list}, List(output, shapes));
     return output;
 }
 
@@ -374,7 +376,7 @@ Tensors orthogonality_backward(Tensors grads, Tensors tokens, std::vector<std::s
     Wanted wanted(names);
     const List d_tokens = wanted.add("tokens", tokens);
     const OrthogonalityGradients gradients{d_tokens};
-    FASTAV_CALL(orthogonality_backward, Orthogonality{list}, List(grads), gradients)
+    FASTAV_CALL(orthogonality_backward, Orthogonality{list}, List(grads), gradients);
     return wanted.results();
 }
 

@@ -58,11 +58,9 @@ class _Backend:
         if self.devices and device.type not in self.devices:
             return f"it serves devices of type {self.devices}, the tensors are on {device}"
         refusal = self.obstacle()
-        if refusal:
-            return refusal
-        if not hasattr(self.functions, function):
-            return f"it does not have {function} yet"
-        return self.functions.refusal(function, tensors) if hasattr(self.functions, "refusal") else ""
+        if not refusal and hasattr(self.functions, "refusal"):
+            refusal = self.functions.refusal(function, tensors)
+        return refusal
 
     @functools.cached_property
     def functions(self) -> ModuleType:

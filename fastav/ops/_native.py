@@ -107,7 +107,8 @@ def fuse_forward(
 ) -> tuple[Results, Results]:
     """The output and, for a gate on tokens, the log-sum-exps, see :func:`fastav.reference.fuse_forward`."""
     lists = tokens, weights, biases or [], [] if gate is None else [gate]
-    return torch.ops.fastav_native.fuse(*lists, norm, eps, gate_kind or "")
+    output, sums = torch.ops.fastav_native.fuse(*lists, norm, eps, gate_kind or "")
+    return output, sums if gate_kind == "token" else []
 
 
 def fuse_backward(
