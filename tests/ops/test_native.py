@@ -120,7 +120,7 @@ LARGE = {
     "fuse-gated": ("fuse", fuse_call(90, 35)),
     "inject-cuts": ("inject", inject_call(1, 3001, 5)),
     "inject-keys": ("inject", inject_call(3, 200, 130)),
-    "orthogonality-samples": ("orthogonality", {"tokens": [Draw(15)(50, 33, 70), Draw(16)(3, 33, 9)]}),
+    "orthogonality-samples": ("orthogonality", {"tokens": [Draw(15)(50, 33, 70), Draw(16)(50, 33, 9)]}),
 }
 
 
