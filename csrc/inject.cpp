@@ -88,6 +88,10 @@ private:
 
     /// `to := a + b factor`.
     static void add(const T* a, const T* b, T factor, int64_t channels, T* to) {
+        if (channels == PANEL) {
+            for (int64_t c = 0; c < PANEL; c += LANES<T>) store(to + c, load(a + c) + load(b + c) * factor);
+            return;
+        }
         int64_t c = 0;
         for (; c + LANES<T> <= channels; c += LANES<T>) store(to + c, load(a + c) + load(b + c) * factor);
         for (; c < channels; ++c) to[c] = a[c] + b[c] * factor;

@@ -16,7 +16,7 @@ constexpr int64_t ITEMS = 16, TOKENS = 512;
 constexpr int64_t BLOCK = 96, BYTES_OF_BLOCK = 160 << 10;
 
 /// Rows that are worked on at a time while as many others are fetched.
-constexpr int64_t FEW = 12;
+constexpr int64_t FEW = 16;
 
 constexpr double LOWEST = -__builtin_inf();
 
