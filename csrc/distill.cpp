@@ -46,14 +46,14 @@ public:
 
 private:
     struct Workspace {
-        T *panel, *room, *row, *w, *packed, *scores, *state;
+        T *tile, *room, *row, *w, *packed, *scores, *state;
     };
 
     Workspace cut(Cutter& cutter, const char*) const {
         Workspace w;
-        w.panel = cutter.array<T>(BLOCK * PANEL);
+        w.tile = cutter.array<T>(BLOCK * this->widest);
         w.room = cutter.array<T>(this->room());
-        w.row = cutter.array<T>(2 * this->widest);
+        w.row = cutter.array<T>(LANES<T> * this->widest);
         w.w = cutter.array<T>(this->widest);
         w.packed = cutter.array<T>(this->widest * lanes);
         w.scores = cutter.array<T>(BLOCK * lanes);
@@ -75,12 +75,12 @@ private:
         State state(tap.cuts > 1 ? tap.parts + (b * tap.cuts + cut_index) * elements : w.state, lanes);
         for (int64_t r = 0; r < lanes; ++r) state.top[r] = T(LOWEST), state.total[r] = 0;
         bool first = true;
-        this->blocks(g, b, cut_index, w.room, [&](const Tokens<T>& block, const Ahead& ahead) {
-            this->score(tap, block, w.panel, packed, lanes, w.scores, ahead);
+        const Tile<T> z{w.tile, BLOCK};
+        this->blocks(g, b, cut_index, w.room, [&](const Tokens<T>& block, Ahead& ahead) {
+            ahead.spread(this->products(tap, block.count, lanes, 1));
+            this->score(tap, block, z, packed, lanes, w.scores, ahead);
             for (int64_t r = 0; r < lanes; r += LANES<T>) advance(tap, state, w.scores + r, block.count, r, first);
-            this->for_panels(tap, block, w.panel, [&](int64_t p, int64_t channels) {
-                this->pool(tap, block, p, channels, w.panel, w.scores, lanes, state.pooled, !first);
-            });
+            this->pool(tap, block, z, w.scores, lanes, state.pooled, !first, ahead);
             first = false;
         });
         if (tap.cuts == 1) finish(g, b, state, w.w, w.row);

@@ -1,7 +1,7 @@
 // What both passes of distill share: how taps are cut into work, and how their tokens come into tiles.
 #pragma once
 
-#include "rows.h"
+#include "matrix.h"
 #include "work.h"
 
 namespace fastav {
@@ -15,8 +15,12 @@ constexpr int64_t ITEMS = 16, TOKENS = 512;
 /// panel of queries fit the first-level cache, their rows the second.
 constexpr int64_t BLOCK = 48;
 
-/// Rows that are fetched at a time while as many are multiplied: more at once and the requests wait for each other.
-constexpr int64_t FETCHED = 16;
+/// Rows of one product, between which the next block is fetched: whole register tiles, of scores and of pooled rows.
+constexpr int64_t POOLED = 6;
+template <class T>
+constexpr int64_t scored(int64_t width) {
+    return width == LANES<T> ? 16 : 24;
+}
 
 constexpr double LOWEST = -__builtin_inf();
 
@@ -63,27 +67,58 @@ void read_affine(const Operands& list, int64_t g, int64_t width, T otherwise, T*
         for (int64_t c = 0; c < width; ++c) to[c] = otherwise;
 }
 
+/// Row r of sample b where it lies if it is dense, else converted.
+template <class T>
+const T* dense_row(const Operand& x, int64_t b, int64_t r, T* room) {
+    return dense(x.dim == 2 ? at(x, r) : at(x, b, r), x.dtype, x.stride[x.dim - 1], x.size[x.dim - 1], room);
+}
+
 /// `factor w` times the rows of a sample, transposed: channel c of row r at `to[c * step + r]`, zeros beyond the rows.
+/// `room` is for a row each lane.
 template <class T>
 void pack(const Operand& x, int64_t b, int64_t rows, int64_t lanes, T factor, const T* w, T* room, T* to, int64_t step) {
     const int64_t width = x.size[x.dim - 1];
-    for (int64_t r = 0; r < lanes; ++r) {
-        if (r < rows) read_row(x, b, r, room);
-        for (int64_t c = 0; c < width; ++c) to[c * step + r] = r < rows ? factor * w[c] * room[c] : T(0);
+    for (int64_t r = 0; r < lanes; r += LANES<T>) {
+        const int64_t some = least(LANES<T>, rows - r);
+        const T* from[LANES<T>];
+        for (int64_t i = 0; i < some; ++i) from[i] = dense_row(x, b, r + i, room + i * width);
+        int64_t c = 0;
+        for (; c + LANES<T> <= width; c += LANES<T>) {
+            const Vector<T> scale = load(w + c) * factor;
+            Vector<T> square[LANES<T>] = {};
+            for (int64_t i = 0; i < some; ++i) square[i] = load(from[i] + c) * scale;
+            turn<T>(square);
+            for (int64_t k = 0; k < LANES<T>; ++k) store(to + (c + k) * step + r, square[k]);
+        }
+        for (; c < width; ++c)
+            for (int64_t i = 0; i < LANES<T>; ++i) to[c * step + r + i] = i < some ? factor * w[c] * from[i][c] : T(0);
     }
 }
 
-/// The rows in memory behind a block's: most likely the next to be read, by this item or the next one.
-struct Ahead {
-    const char* from;
-    int64_t step, element;  // bytes
+/// The rows in memory behind a block's, which most likely are the next to be read, by this item or the next one. They
+/// are asked for a few lines at a time between the products, so that the memory works while the products do: all at once
+/// the requests would wait for each other, and the products for them.
+class Ahead {
+public:
+    Ahead(const char* from, int64_t step, int64_t bytes, int64_t rows)
+        : from_(uintptr_t(from)), step_(step), bytes_(bytes), rows_(rows) {}
 
-    /// Ask the memory for channels c, c + 1, ... of rows i, i + 1, ...; addresses without memory behind them do no harm.
-    void fetch(int64_t i, int64_t rows, int64_t c, int64_t channels) const {
-        for (int64_t k = i; k < i + rows; ++k)
-            for (int64_t byte = c * element; byte < (c + channels) * element; byte += 64)
-                __builtin_prefetch(reinterpret_cast<const char*>(uintptr_t(from) + uintptr_t(k * step + byte)));
+    /// Spread the requests over so many calls of `fetch`.
+    void spread(int64_t calls) { share_ = divide_up(rows_ * divide_up(bytes_, LINE), calls); }
+
+    /// Ask for the next share; addresses without memory behind them do no harm.
+    void fetch() {
+        for (int64_t i = 0; i < share_ && row_ < rows_; ++i) {
+            __builtin_prefetch(reinterpret_cast<const char*>(from_ + uintptr_t(row_ * step_ + byte_)));
+            byte_ += LINE;
+            if (byte_ >= bytes_) byte_ = 0, ++row_;
+        }
     }
+
+private:
+    static constexpr int64_t LINE = 64;
+    uintptr_t from_;
+    int64_t step_, bytes_, rows_, share_ = 0, row_ = 0, byte_ = 0;
 };
 
 /// Some tokens of one sample: their places, their rows in memory and the moments of these.
@@ -134,11 +169,11 @@ protected:
     void pack_shared() const {
         Items items(count);
         for (int64_t g = 0; g < count; ++g) items.put(g, taps()[g].shared, taps()[g].wide);
-        for_each(items.total(), 2 * widest * int64_t(sizeof(T)), [&](int64_t item, char* memory) {
+        for_each(items.total(), (1 + LANES<T>) * widest * int64_t(sizeof(T)), [&](int64_t item, char* memory) {
             const int64_t g = items.find(item).entry;
             const Tap<T>& tap = taps()[g];
             Cutter cutter(memory);
-            T *w = cutter.array<T>(tap.wide), *room = cutter.array<T>(tap.wide);
+            T *w = cutter.array<T>(tap.wide), *room = cutter.array<T>(LANES<T> * tap.wide);
             read_affine(call.weight, g, tap.width, T(1), w);
             pack(call.queries[g], 0, rows, lanes, tap.scale, w, room, tap.packed, lanes);
         });
@@ -171,38 +206,41 @@ protected:
                 block.moments[i] = moments(block.rows[i], tap.width, call.norm, T(call.eps));
             }
             const int64_t step = x.stride[1] * element;
-            if (block.count) body(block, Ahead{at(x, b, n - 1) + step, step, element});
+            Ahead ahead(at(x, b, n - 1) + step, step, tap.width * element, block.count);
+            if (block.count) body(block, ahead);
         }
     }
 
-    /// Normalise a block's panels one after the other into `panel`, and call `body(p, channels)` with each.
-    template <class F>
-    void for_panels(const Tap<T>& tap, const Tokens<T>& block, T* panel, const F& body) const {
+    /// Products of a block of n tokens with `width` rows, and `pooled` times the other way: as often is there time to fetch.
+    int64_t products(const Tap<T>& tap, int64_t n, int64_t width, int64_t pooled) const {
+        return panels(tap.width) * (divide_up(n, scored<T>(width)) + pooled * divide_up(rows, POOLED));
+    }
+
+    /// Normalise a block into a tile, and `scores := z right`, (n, width), of the normalised rows z, right (wide, width).
+    void score(const Tap<T>& tap, const Tokens<T>& block, const Tile<T>& z, const T* right, int64_t width, T* scores,
+               Ahead& ahead) const {
         for (int64_t p = 0; p < panels(tap.width); ++p) {
-            fill_panel(block.rows, block.moments, block.count, p, tap.width, panel);
-            body(p, least(PANEL, tap.width - p * PANEL));
-        }
-    }
-
-    /// `scores := z right`, (n, width) of a block's normalised rows z, right (wide, width); meanwhile the next block is
-    /// fetched.
-    void score(const Tap<T>& tap, const Tokens<T>& block, T* panel, const T* right, int64_t width, T* scores,
-               const Ahead& ahead) const {
-        for_panels(tap, block, panel, [&](int64_t p, int64_t channels) {
-            for (int64_t i = 0; i < block.count; i += FETCHED) {
-                const int64_t few = least(FETCHED, block.count - i);
-                ahead.fetch(i, few, p * PANEL, channels);
-                multiply<T, Left::panel>(few, width / LANES<T>, channels, panel + i * PANEL, 0,
+            fill_panel(block.rows, block.moments, block.count, p, tap.width, z.panel(p));
+            for (int64_t i = 0; i < block.count; i += scored<T>(width)) {
+                ahead.fetch();
+                multiply<T, Left::panel>(least(scored<T>(width), block.count - i), width / LANES<T>,
+                                         least(PANEL, tap.width - p * PANEL), z.row(p, i), 0,
                                          right + p * PANEL * width, width, scores + i * width, width, p > 0);
             }
-        });
+        }
     }
 
-    /// `out (+)= weights^T z` for one panel, (rows, wide), weights (n, step).
-    void pool(const Tap<T>& tap, const Tokens<T>& block, int64_t p, int64_t channels, const T* panel, const T* weights,
-              int64_t step, T* out, bool add) const {
-        multiply<T, Left::columns>(rows, divide_up(channels, LANES<T>), block.count, weights, step, panel, PANEL,
-                                   out + p * PANEL, tap.wide, add);
+    /// `out (+)= weights^T z`, (rows, wide), weights (n, step).
+    void pool(const Tap<T>& tap, const Tokens<T>& block, const Tile<T>& z, const T* weights, int64_t step, T* out,
+              bool add, Ahead& ahead) const {
+        for (int64_t p = 0; p < panels(tap.width); ++p) {
+            const int64_t vectors = divide_up(least(PANEL, tap.width - p * PANEL), LANES<T>);
+            for (int64_t r = 0; r < rows; r += POOLED) {
+                ahead.fetch();
+                multiply<T, Left::columns>(least(POOLED, rows - r), vectors, block.count, weights + r, step, z.panel(p),
+                                           PANEL, out + r * tap.wide + p * PANEL, tap.wide, add);
+            }
+        }
     }
 };
 

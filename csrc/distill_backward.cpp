@@ -65,16 +65,16 @@ public:
 
 private:
     struct Workspace {
-        T *panel, *room, *row, *w, *packed, *scores, *part, *delta, *top;
-        T *turned, *left, *tile, *d_tile;  // for the taps' own gradient
+        T *tile, *room, *row, *w, *packed, *scores, *part, *delta, *top;
+        T *turned, *left, *d_tile;  // for the taps' own gradient
     };
 
     Workspace cut(Cutter& cutter) const {
         const int64_t widest = this->widest, if_taps = wanted.taps ? 1 : 0;
         Workspace w;
-        w.panel = cutter.array<T>(BLOCK * PANEL);
+        w.tile = cutter.array<T>(BLOCK * widest);
         w.room = cutter.array<T>(this->room());
-        w.row = cutter.array<T>(4 * widest);
+        w.row = cutter.array<T>(most(4, LANES<T>) * widest);
         w.w = cutter.array<T>(widest);
         w.packed = cutter.array<T>(widest * 2 * lanes);
         w.scores = cutter.array<T>(BLOCK * 2 * lanes);
@@ -83,7 +83,6 @@ private:
         w.top = cutter.array<T>(lanes);
         w.turned = cutter.array<T>(if_taps * 2 * rows * widest);
         w.left = cutter.array<T>(if_taps * 2 * rows * BLOCK);
-        w.tile = cutter.array<T>(if_taps * BLOCK * widest);
         w.d_tile = cutter.array<T>(if_taps * BLOCK * widest);
         return w;
     }
@@ -99,19 +98,15 @@ private:
         for (int64_t r = 0; r < lanes; ++r) part.s[r] = T(0);
         if (wanted.taps) clear_tokens(g, b, cut_index);
         bool first = true;
-        this->blocks(g, b, cut_index, w.room, [&](const Tokens<T>& block, const Ahead& ahead) {
-            this->score(tap, block, w.panel, w.packed, 2 * lanes, w.scores, ahead);
+        const Tile<T> z{w.tile, BLOCK};
+        const bool pool_ds = wanted.queries || wanted.weight, pool_p = wanted.weight && !tap.recovers;
+        this->blocks(g, b, cut_index, w.room, [&](const Tokens<T>& block, Ahead& ahead) {
+            ahead.spread(this->products(tap, block.count, 2 * lanes, int64_t(pool_ds) + pool_p));
+            this->score(tap, block, z, w.packed, 2 * lanes, w.scores, ahead);
             for (int64_t r = 0; r < lanes; r += LANES<T>) slopes(w, block.count, r, part.s + r);
-            if (wanted.taps) turn(w, block.count);
-            this->for_panels(tap, block, w.panel, [&](int64_t p, int64_t channels) {
-                const auto pool = [&](const T* weights, T* out) {
-                    this->pool(tap, block, p, channels, w.panel, weights, 2 * lanes, out, !first);
-                };
-                if (wanted.queries || wanted.weight) pool(w.scores, part.ds_z);
-                if (wanted.weight && !tap.recovers) pool(w.scores + lanes, part.p_z);
-                if (wanted.taps) panel_into_taps(tap, block, p, w);
-            });
-            if (wanted.taps) into_taps(g, b, block, w);
+            if (pool_ds) this->pool(tap, block, z, w.scores, 2 * lanes, part.ds_z, !first, ahead);
+            if (pool_p) this->pool(tap, block, z, w.scores + lanes, 2 * lanes, part.p_z, !first, ahead);
+            if (wanted.taps) into_taps(g, b, block, z, w);
             first = false;
         });
         for (int64_t i = 0; i < 2 * rows * tap.wide && first; ++i) part.ds_z[i] = T(0);  // no block has written them
@@ -137,8 +132,7 @@ private:
             if (r >= rows) continue;
             w.top[r] = log_sum(g, b, r);
             centre_output(g, b, r, bias, centred);
-            read_row(grads[g], b, r, grad);
-            w.delta[r] = dot(grad, centred, tap.width);
+            w.delta[r] = dot(dense_row(grads[g], b, r, grad), centred, tap.width);
         }
         if (!wanted.taps) return;
         for (int64_t r = 0; r < rows; ++r) {
@@ -159,8 +153,8 @@ private:
 
     /// `o_r - b`; what a row without keys gets matters nowhere, its p is zero.
     void centre_output(int64_t g, int64_t b, int64_t r, const T* bias, T* to) const {
-        read_row(outputs[g], b, r, to);
-        for (int64_t c = 0; c < taps()[g].width; ++c) to[c] -= bias[c];
+        const T* const o = dense_row(outputs[g], b, r, to);
+        for (int64_t c = 0; c < taps()[g].width; ++c) to[c] = o[c] - bias[c];
     }
 
     /// For one vector of rows: `q' z` and `g' z` of n tokens become ds and p, and ds is added to `s`.
@@ -177,31 +171,24 @@ private:
         store(s, load(s) + sum);
     }
 
-    /// The block's ds and p as the left matrix of what its tokens get: rows side by side.
-    void turn(const Workspace& w, int64_t n) const {
+    /// Gradients of a block's tokens: of the normalised rows into a tile, then through the norm.
+    void into_taps(int64_t g, int64_t b, const Tokens<T>& block, const Tile<T>& z, const Workspace& w) const {
+        const Tap<T>& tap = taps()[g];
+        const int64_t n = block.count;
         for (int64_t t = 0; t < n; ++t) {
             for (int64_t r = 0; r < rows; ++r) {
                 w.left[r * n + t] = w.scores[t * 2 * lanes + r];
                 w.left[(rows + r) * n + t] = w.scores[t * 2 * lanes + lanes + r];
             }
         }
-    }
-
-    /// One panel of the gradients of a block's normalised rows, and these rows again, into tiles.
-    void panel_into_taps(const Tap<T>& tap, const Tokens<T>& block, int64_t p, const Workspace& w) const {
-        const Tile<T> d{w.d_tile, BLOCK}, z{w.tile, BLOCK};
-        multiply<T, Left::columns>(block.count, PANEL / LANES<T>, 2 * rows, w.left, block.count, w.turned + p * PANEL,
-                                   tap.wide, d.panel(p), PANEL, false);
-        __builtin_memcpy(z.panel(p), w.panel, block.count * PANEL * sizeof(T));
-    }
-
-    /// Gradients of a block's tokens.
-    void into_taps(int64_t g, int64_t b, const Tokens<T>& block, const Workspace& w) const {
-        const Tile<T> d{w.d_tile, BLOCK}, z{w.tile, BLOCK};
+        const Tile<T> d{w.d_tile, BLOCK};
+        for (int64_t p = 0; p < panels(tap.width); ++p)
+            multiply<T, Left::columns>(n, PANEL / LANES<T>, 2 * rows, w.left, n, w.turned + p * PANEL, tap.wide,
+                                       d.panel(p), PANEL, false);
         const Operand& to = wanted.taps[g];
-        for (int64_t t = 0; t < block.count; ++t) {
-            norm_backward(d, z, t, taps()[g].width, call.norm, block.moments[t].inverse, w.row);
-            write(w.row, taps()[g].width, at(to, b, block.places[t]), to.dtype);
+        for (int64_t t = 0; t < n; ++t) {
+            norm_backward(d, z, t, tap.width, call.norm, block.moments[t].inverse, w.row);
+            write(w.row, tap.width, at(to, b, block.places[t]), to.dtype);
         }
     }
 
@@ -264,20 +251,16 @@ private:
             if (log_sum(g, b, r) == T(LOWEST)) continue;  // no keys
             const T s = part.s[r], tau = tap.scale;
             const T *const ds_z = part.ds_z + r * tap.wide, *const p_z = part.p_z + r * tap.wide;
-            const Operand& grad = grads[g];
-            const T* up = dense(at(grad, b, r), grad.dtype, grad.stride[2], tap.width, row);
+            const T* const up = dense_row(grads[g], b, r, row);
             for (int64_t c = 0; c < tap.width && wanted.bias; ++c) d_bias[c] += up[c];
             if (wanted.weight && !tap.recovers)
                 for (int64_t c = 0; c < tap.width; ++c) d_weight[c] += p_z[c] * up[c];
             if (wanted.weight && tap.recovers) {
-                const Operand& output = outputs[g];
-                const T* const o = dense(at(output, b, r), output.dtype, output.stride[2], tap.width, other);
+                const T* const o = dense_row(outputs[g], b, r, other);
                 for (int64_t c = 0; c < tap.width; ++c) recovered[c] += (o[c] - bias[c]) * up[c];
             }
             if (wanted.weight) {
-                const Operand& query = call.queries[g];
-                const T* const q = dense(query.dim == 2 ? at(query, r) : at(query, b, r), query.dtype,
-                                         query.stride[query.dim - 1], tap.width, row);
+                const T* const q = dense_row(call.queries[g], b, r, row);
                 for (int64_t c = 0; c < tap.width; ++c)
                     d_weight[c] += tau * q[c] * (ds_z[c] - (rounded ? s * p_z[c] : T(0)));
             }
