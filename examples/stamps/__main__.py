@@ -19,7 +19,7 @@ from examples.stamps.material import load_material
 from examples.stamps.methods import Mettle, build
 from examples.stamps.scenes import compose
 from examples.stamps.taps import SECONDS, Split, prepare
-from examples.stamps.training import Run, predict, train
+from examples.stamps.training import Run, faster, predict, step_times, train
 from fastav import FrozenBackbone, MettleAdapter
 from fastav.tasks import decode_localization
 
@@ -58,7 +58,8 @@ def main() -> None:
     predicted = predict(model, splits["test"])
     drawn = pictures.draw(runs, splits["test"], predicted, folder)
     table = report.table(runs, splits)
-    notes = _notes(material.source, source, options, start)
+    speed = faster(step_times(model, splits["train"]))
+    notes = f"{_notes(material.source, source, options, start)}\n{speed}"
     (folder / "table.md").write_text(f"{table}\n\n{notes}\n")
     print(f"\n{table}\n\n{notes}\n")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from examples.stamps.methods import Mettle
 from examples.stamps.taps import Split
+from fastav import backends, set_backend
 from fastav.metrics import LocalizationScores
 from fastav.tasks import decode_localization, localization_loss
 
@@ -67,13 +69,8 @@ def train(name: str, make: Callable[[], nn.Module], splits: dict[str, Split], *,
             model.train()
             start, total = time.perf_counter(), 0.0
             for index in torch.randperm(len(split)).split(BATCH):
-                loss = localization_loss(model(split, index), split.labels[index])
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], CLIP_NORM)
-                optimizer.step()
+                total += _step(model, split, index, optimizer) * len(index)
                 schedule.step()
-                total += loss.item() * len(index)
                 bar.update()
             durations.append(time.perf_counter() - start)
             run.losses.append(total / len(split))
@@ -86,6 +83,36 @@ def train(name: str, make: Callable[[], nn.Module], splits: dict[str, Split], *,
     run.seconds_per_epoch = sorted(durations)[len(durations) // 2]
     run.scores = {key: score(model, part) for key, part in splits.items() if key != "train"}
     return run
+
+
+def step_times(model: nn.Module, split: Split, rounds: int = 15) -> dict[str, list[float]]:
+    """Seconds of training steps of a copy of ``model``, by the backend of the ops: those usable here, taking turns."""
+    model = copy.deepcopy(model).train()
+    optimizer = torch.optim.AdamW(_parameter_groups(model), LEARNING_RATE)
+    names = [name for name in ("native", "reference") if backends()[name].usable]
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for i in tqdm(range(1 + rounds), "timing steps", leave=False):
+        index = (torch.arange(BATCH) + i * BATCH) % len(split)
+        for name in names:
+            set_backend(name)
+            start = time.perf_counter()
+            _step(model, split, index, optimizer)
+            if i:  # the first round warms up
+                times[name].append(time.perf_counter() - start)
+    set_backend("auto")
+    return times
+
+
+def faster(times: dict[str, list[float]]) -> str:
+    """What :func:`step_times` found, in words."""
+    medians = [f"{statistics.median(some) * 1e3:.0f} ms on {name}" for name, some in times.items()]
+    if "native" not in times:
+        return f"A training step of Mettle takes {medians[0]}; native kernels: {backends()['native'].reason}"
+    ratio = statistics.median(b / a for a, b in zip(times["native"], times["reference"], strict=True))
+    return (
+        f"A training step of Mettle takes {' and '.join(medians)}, {ratio:.1f} times as long: medians of "
+        f"{len(times['native'])} rounds of {BATCH} clips, reading the taps, head and optimizer included."
+    )
 
 
 @torch.no_grad()
@@ -101,6 +128,16 @@ def score(model: nn.Module, split: Split) -> dict[str, float]:
     scores = LocalizationScores(split.clips.material.num_classes)
     scores.update(predict(model, split), split.labels, split.mismatched)
     return {name: 100 * value.item() for name, value in scores.compute().items()}
+
+
+def _step(model: nn.Module, split: Split, index: Tensor, optimizer: torch.optim.Optimizer) -> float:
+    """One training step on the clips at ``index``; the loss before it."""
+    loss = localization_loss(model(split, index), split.labels[index])
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], CLIP_NORM)
+    optimizer.step()
+    return loss.item()
 
 
 def _parameter_groups(model: nn.Module) -> list[dict]:
