@@ -76,7 +76,8 @@ const T* dense_row(const Operand& x, int64_t b, int64_t r, T* room) {
 /// `factor w` times the rows of a sample, transposed: channel c of row r at `to[c * step + r]`, zeros beyond the rows.
 /// `room` is for a row each lane.
 template <class T>
-void pack(const Operand& x, int64_t b, int64_t rows, int64_t lanes, T factor, const T* w, T* room, T* to, int64_t step) {
+void pack(const Operand& x, int64_t b, int64_t rows, int64_t lanes, T factor, const T* w, T* room, T* to,
+          int64_t step) {
     const int64_t width = x.size[x.dim - 1];
     for (int64_t r = 0; r < lanes; r += LANES<T>) {
         const int64_t some = least(LANES<T>, rows - r);
@@ -96,8 +97,8 @@ void pack(const Operand& x, int64_t b, int64_t rows, int64_t lanes, T factor, co
 }
 
 /// The rows in memory behind a block's, which most likely are the next to be read, by this item or the next one. They
-/// are asked for a few lines at a time between the products, so that the memory works while the products do: all at once
-/// the requests would wait for each other, and the products for them.
+/// are asked for a few lines at a time between the products, so that the memory works while the products do: all at
+/// once the requests would wait for each other, and the products for them.
 class Ahead {
 public:
     Ahead(const char* from, int64_t step, int64_t bytes, int64_t rows)
@@ -211,12 +212,12 @@ protected:
         }
     }
 
-    /// Products of a block of n tokens with `width` rows, and `pooled` times the other way: as often is there time to fetch.
+    /// Products of n tokens with `width` rows, and `pooled` times the other way: as often is there time to fetch.
     int64_t products(const Tap<T>& tap, int64_t n, int64_t width, int64_t pooled) const {
         return panels(tap.width) * (divide_up(n, scored<T>(width)) + pooled * divide_up(rows, POOLED));
     }
 
-    /// Normalise a block into a tile, and `scores := z right`, (n, width), of the normalised rows z, right (wide, width).
+    /// Normalise a block into the tile z, and `scores := z right`, (n, width), right (wide, width).
     void score(const Tap<T>& tap, const Tokens<T>& block, const Tile<T>& z, const T* right, int64_t width, T* scores,
                Ahead& ahead) const {
         for (int64_t p = 0; p < panels(tap.width); ++p) {

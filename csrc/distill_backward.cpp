@@ -1,7 +1,7 @@
 // The gradients of distill, see fastav/ops/distill.py: one more pass over the taps.
 //
-// With z the normalised rows without affine part, w and b that part, q' = scale q w and g' = g w, p comes from the saved
-// log-sum-exp:
+// With z the normalised rows without affine part, w and b that part, q' = scale q w and g' = g w, p comes from the
+// saved log-sum-exp:
 //     ds = p (g' z^T - delta)    delta_r = g_r . (o_r - b)    S_r = sum_n ds_rn
 //     dq_r = scale (w (ds z)_r - S_r (o_r - b))    db = sum_r g_r
 //     dw = sum_r (p z)_r g_r + scale q_r ((ds z)_r - S_r (p z)_r)    dz_n = sum_r ds_rn q'_r + p_rn g'_r

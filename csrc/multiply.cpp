@@ -72,8 +72,10 @@ void multiply(int64_t rows, int64_t vectors, int64_t depth, const T* left, int64
     constexpr int64_t wide = WIDEST * LANES<T>;
     for (; vectors >= WIDEST; vectors -= WIDEST, right += wide, out += wide)
         columns<T, LEFT, WIDEST>(rows, depth, left, step, right, right_step, out, out_step, add);
-    if (WIDEST == 4 && vectors == 3) columns<T, LEFT, 3>(rows, depth, left, step, right, right_step, out, out_step, add);
-    if (WIDEST == 4 && vectors == 2) columns<T, LEFT, 2>(rows, depth, left, step, right, right_step, out, out_step, add);
+    if (WIDEST == 4 && vectors == 3)
+        columns<T, LEFT, 3>(rows, depth, left, step, right, right_step, out, out_step, add);
+    if (WIDEST == 4 && vectors == 2)
+        columns<T, LEFT, 2>(rows, depth, left, step, right, right_step, out, out_step, add);
     if (vectors == 1) columns<T, LEFT, 1>(rows, depth, left, step, right, right_step, out, out_step, add);
 }
 

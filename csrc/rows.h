@@ -51,8 +51,8 @@ FASTAV_INLINE double widen(double x) { return x; }
 FASTAV_INLINE float widen(float x) { return x; }
 FASTAV_INLINE float widen(BFloat16 x) { return float_of(uint32_t(x.bits) << 16); }
 FASTAV_INLINE float widen(Float16 x) {
-    // The exponent is moved from bias 15 to 127. Infinities and NaN go on to the largest exponent; subnormal numbers get
-    // the smallest one's leading bit, which the subtraction takes off again.
+    // The exponent is moved from bias 15 to 127. Infinities and NaN go on to the largest exponent; subnormal numbers
+    // get the smallest one's leading bit, which the subtraction takes off again.
     const uint32_t magnitude = uint32_t(x.bits & 0x7fff) << 13, exponent = magnitude & 0x0f800000;
     const uint32_t moved = magnitude + 0x38000000;
     const float normal = float_of(exponent == 0x0f800000 ? moved + 0x38000000 : moved);
@@ -104,7 +104,7 @@ static void read_as(const From* from, int64_t step, int64_t count, T* to) {
 #if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4 && same<From, Float16>) {  // the compiler does not find the instruction by itself
         for (; step == 1 && count >= 16; count -= 16, from += 16, to += 16)
-            _mm512_storeu_ps(to, _mm512_maskz_cvtph_ps(__mmask16(-1), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+            _mm512_storeu_ps(to, _mm512_maskz_cvtph_ps(__mmask16(-1), _mm256_loadu_si256((const __m256i*)from)));
     }
 #endif
     if (step == 1)
@@ -262,8 +262,8 @@ static Moments<T> fill(const Tile<T>& tile, int64_t t, const T* row, int64_t wid
     return found;
 }
 
-/// The norm's gradient, see `normalize_backward` of the reference: from the gradient `d` of the normalised row `z`, both
-/// token t of a tile, that of the row itself, added to what is in `out` if there is something.
+/// The norm's gradient, see `normalize_backward` of the reference: from the gradient `d` of the normalised row `z`,
+/// both token t of a tile, that of the row itself, added to what is in `out` if there is something.
 template <class T>
 static void norm_backward(const Tile<T>& d, const Tile<T>& z, int64_t t, int64_t width, Norm norm, T inverse, T* out,
                           bool add = false) {
