@@ -44,3 +44,9 @@ $(READY): pyproject.toml requirements/dev.txt requirements/constraints.txt
 
 clean:
 	rm -rf $(VENV) build *.egg-info out fastav/ops/libfastav_native.* fastav/ops/native.txt
+
+# The native kernels without Python and PyTorch, on every vector path that this CPU runs: address, undefined-behaviour
+# and thread sanitizer, and valgrind where there is one. Minutes; `make test` has the first two on the widest path.
+.PHONY: sanitize
+sanitize: $(READY)
+	FASTAV_SANITIZE=all $(BIN)/python -m pytest -q tests/csrc/test_sanitizers.py

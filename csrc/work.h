@@ -3,6 +3,11 @@
 
 #include "vector.h"
 
+#if defined(FASTAV_GUARDED)
+extern "C" void __asan_poison_memory_region(const volatile void*, __SIZE_TYPE__);
+extern "C" void __asan_unpoison_memory_region(const volatile void*, __SIZE_TYPE__);
+#endif
+
 namespace fastav {
 namespace FASTAV_PATH {
 
@@ -13,14 +18,28 @@ public:
 
     template <class T>
     T* array(int64_t count) {
+        const int64_t bytes = count * int64_t(sizeof(T)), room = (bytes + 63) / 64 * 64 + GUARD;
         char* found = from_ ? from_ + used_ : nullptr;
-        used_ += (count * int64_t(sizeof(T)) + 63) / 64 * 64;
+        if (found) guard(found, bytes, room);
+        used_ += room;
         return reinterpret_cast<T*>(found);
     }
 
     int64_t used() const { return used_; }
 
 private:
+#if defined(FASTAV_GUARDED)
+    /// For tests, see tests/csrc/driver.cpp: what lies between two arrays belongs to neither.
+    static constexpr int64_t GUARD = 64;
+    static void guard(const char* from, int64_t bytes, int64_t room) {
+        __asan_unpoison_memory_region(from, uint64_t(bytes));
+        __asan_poison_memory_region(from + bytes, uint64_t(room - bytes));
+    }
+#else
+    static constexpr int64_t GUARD = 0;
+    static void guard(const char*, int64_t, int64_t) {}
+#endif
+
     char* from_;
     int64_t used_ = 0;
 };
