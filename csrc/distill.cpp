@@ -35,7 +35,7 @@ public:
         this->pack_shared();
         const Items items = this->cut_items();
         Cutter workspace;
-        cut(workspace, nullptr);
+        cut(workspace);
         for_each(items.total(), workspace.used(), [&](int64_t item, char* from) {
             const auto found = items.find(item);
             const int64_t cuts = taps()[found.entry].cuts;
@@ -49,7 +49,7 @@ private:
         T *tile, *room, *row, *w, *packed, *scores, *state;
     };
 
-    Workspace cut(Cutter& cutter, const char*) const {
+    Workspace cut(Cutter& cutter) const {
         Workspace w;
         w.tile = cutter.array<T>(BLOCK * this->widest);
         w.room = cutter.array<T>(this->room());
@@ -64,7 +64,7 @@ private:
     void run_item(int64_t g, int64_t b, int64_t cut_index, char* from) const {
         const Tap<T>& tap = taps()[g];
         Cutter cutter(from);
-        const Workspace w = cut(cutter, from);
+        const Workspace w = cut(cutter);
         const T* packed = tap.packed;
         if (!tap.shared) {
             read_affine(call.weight, g, tap.width, T(1), w.w);

@@ -30,7 +30,8 @@ struct Tap {
     int64_t batch, tokens, width, wide;  // wide: the width filled up to panels
     int64_t cuts, cut_tokens;            // of a sample, where samples are few
     int64_t run;                         // samples of a backward item, where they are many
-    bool shared, recovers;               // queries; backward, see `recovers`
+    bool shared;                         // the queries, by all samples
+    bool recovers;                       // backward, see there
     T scale;
     T* packed;  // shared queries as `pack` lays them out
     T* parts;   // of cut samples, one `Part` for each cut
@@ -105,10 +106,10 @@ public:
         : from_(uintptr_t(from)), step_(step), bytes_(bytes), rows_(rows) {}
 
     /// Spread the requests over so many calls of `fetch`.
-    void spread(int64_t calls) { share_ = divide_up(rows_ * divide_up(bytes_, LINE), calls); }
+    FASTAV_MEMBER void spread(int64_t calls) { share_ = divide_up(rows_ * divide_up(bytes_, LINE), calls); }
 
     /// Ask for the next share; addresses without memory behind them do no harm.
-    void fetch() {
+    FASTAV_MEMBER void fetch() {
         for (int64_t i = 0; i < share_ && row_ < rows_; ++i) {
             __builtin_prefetch(reinterpret_cast<const char*>(from_ + uintptr_t(row_ * step_ + byte_)));
             byte_ += LINE;

@@ -5,7 +5,8 @@
 //     ds = p (g' z^T - delta)    delta_r = g_r . (o_r - b)    S_r = sum_n ds_rn
 //     dq_r = scale (w (ds z)_r - S_r (o_r - b))    db = sum_r g_r
 //     dw = sum_r (p z)_r g_r + scale q_r ((ds z)_r - S_r (p z)_r)    dz_n = sum_r ds_rn q'_r + p_rn g'_r
-// S is zero but for what o lost when it was rounded to its dtype and delta with it; its terms take that out again.
+// S would be zero if delta were not rounded otherwise than g' z^T, and o to its dtype: its terms take out again what
+// that leaves, which a saturated softmax would otherwise multiply with large rows.
 //
 // A work item is a run of samples of one tap, which it adds up, or a cut of a sample where samples are few.
 #include "distill.h"
@@ -74,7 +75,7 @@ private:
         Workspace w;
         w.tile = cutter.array<T>(BLOCK * widest);
         w.room = cutter.array<T>(this->room());
-        w.row = cutter.array<T>(most(4, LANES<T>) * widest);
+        w.row = cutter.array<T>(most(5, LANES<T>) * widest);
         w.w = cutter.array<T>(widest);
         w.packed = cutter.array<T>(widest * 2 * lanes);
         w.scores = cutter.array<T>(BLOCK * 2 * lanes);
@@ -205,15 +206,20 @@ private:
     void merge_cuts() const {
         Items items(count);
         for (int64_t g = 0; g < count; ++g) items.put(g, taps()[g].cuts > 1 ? taps()[g].batch : 0, taps()[g].wide);
-        for_each(items.total(), 5 * this->widest * int64_t(sizeof(T)), [&](int64_t item, char* from) {
+        for_each(items.total(), 6 * this->widest * int64_t(sizeof(T)), [&](int64_t item, char* from) {
             const auto found = items.find(item);
             const Tap<T>& tap = taps()[found.entry];
             Cutter cutter(from);
-            T *w = cutter.array<T>(tap.wide), *room = cutter.array<T>(4 * tap.wide);
+            T *w = cutter.array<T>(tap.wide), *room = cutter.array<T>(5 * tap.wide);
             const int64_t elements = Part::elements(rows, lanes, tap.wide);
             T* const parts = tap.parts + found.item * tap.cuts * elements;
-            for (int64_t k = 1; k < tap.cuts; ++k)
-                for (int64_t i = 0; i < elements; ++i) parts[i] += parts[k * elements + i];
+            const int64_t pooled = rows * tap.wide;
+            for (int64_t k = 1; k < tap.cuts; ++k) {
+                const T* const its = parts + k * elements;
+                for (int64_t i = 0; i < pooled; ++i) parts[i] += its[i];
+                for (int64_t i = pooled; i < 2 * pooled && wanted.weight && !tap.recovers; ++i) parts[i] += its[i];
+                for (int64_t i = 2 * pooled; i < elements; ++i) parts[i] += its[i];
+            }
             read_affine(call.weight, found.entry, tap.width, T(1), w);
             finish(found.entry, found.item, Part(parts, rows, tap.wide), w, room);
         });
@@ -222,18 +228,19 @@ private:
     /// Whether `(o - b) / w` is p z to within a few roundings of a normalised row's numbers, so that p z need not be
     /// added up again: the outputs are in T, and b takes few digits of them.
     bool recovers(int64_t g) const {
-        if (!wanted.weight || !call.weight || call.norm == Norm::none || is_rounded(g)) return false;
+        const bool rounded = size_of(outputs[g].dtype) < int64_t(sizeof(T));
+        if (!wanted.weight || !call.weight || call.norm == Norm::none || rounded) return false;
         const Scratch memory(2 * this->widest * int64_t(sizeof(T)));
         T *const w = reinterpret_cast<T*>(memory.data()), *const bias = w + this->widest;
         read_affine(call.weight, g, taps()[g].width, T(1), w);
         read_affine(call.bias, g, taps()[g].width, T(0), bias);
         bool found = true;
         for (int64_t c = 0; c < taps()[g].width; ++c)
-            found = found && w[c] != T(0) && __builtin_fabs(double(bias[c])) <= 4 * __builtin_fabs(double(w[c]));
+            found = found && size(w[c]) > 1e-30 && size(bias[c]) <= 4 * size(w[c]);  // no subnormal numbers
         return found;
     }
 
-    bool is_rounded(int64_t g) const { return size_of(outputs[g].dtype) < int64_t(sizeof(T)); }
+    static double size(T x) { return __builtin_fabs(double(x)); }
 
     /// What a sample adds to the gradients; those of its own queries are written.
     void finish(int64_t g, int64_t b, const Part& part, const T* w, T* room) const {
@@ -241,34 +248,32 @@ private:
         T* const d_queries = tap.sums + b / tap.run * sum_elements(tap);
         T *const d_weight = d_queries + rows * tap.wide, *const d_bias = d_weight + tap.wide;
         T *const row = room, *const bias = room + tap.wide, *const other = room + 2 * tap.wide;
-        T* const recovered = room + 3 * tap.wide;
-        const bool rounded = is_rounded(g);  // else S is as good as zero
+        T *const recovered = room + 3 * tap.wide, *const centred = room + 4 * tap.wide;
         read_affine(call.bias, g, tap.width, T(0), bias);
         for (int64_t c = 0; c < tap.width; ++c) recovered[c] = T(0);
         if (b % tap.run == 0)
             for (int64_t i = 0; i < sum_elements(tap); ++i) d_queries[i] = T(0);
         for (int64_t r = 0; r < rows; ++r) {
-            if (log_sum(g, b, r) == T(LOWEST)) continue;  // no keys
-            const T s = part.s[r], tau = tap.scale;
+            const T sum = log_sum(g, b, r), s = part.s[r], tau = tap.scale;
+            if (sum == T(LOWEST)) continue;  // no keys
             const T *const ds_z = part.ds_z + r * tap.wide, *const p_z = part.p_z + r * tap.wide;
+            centre_output(g, b, r, bias, centred);
             const T* const up = dense_row(grads[g], b, r, row);
-            for (int64_t c = 0; c < tap.width && wanted.bias; ++c) d_bias[c] += up[c];
-            if (wanted.weight && !tap.recovers)
-                for (int64_t c = 0; c < tap.width; ++c) d_weight[c] += p_z[c] * up[c];
-            if (wanted.weight && tap.recovers) {
-                const T* const o = dense_row(outputs[g], b, r, other);
-                for (int64_t c = 0; c < tap.width; ++c) recovered[c] += (o[c] - bias[c]) * up[c];
+            if (wanted.bias) {
+                const T one = T(1) + T(0) * sum;  // NaN where the scores were
+                for (int64_t c = 0; c < tap.width; ++c) d_bias[c] += one * up[c];
             }
             if (wanted.weight) {
-                const T* const q = dense_row(call.queries[g], b, r, row);
-                for (int64_t c = 0; c < tap.width; ++c)
-                    d_weight[c] += tau * q[c] * (ds_z[c] - (rounded ? s * p_z[c] : T(0)));
+                const T* const q = dense_row(call.queries[g], b, r, other);
+                if (tap.recovers)
+                    for (int64_t c = 0; c < tap.width; ++c) recovered[c] += centred[c] * (up[c] - s * tau * q[c]);
+                else
+                    for (int64_t c = 0; c < tap.width; ++c) d_weight[c] += p_z[c] * (up[c] - s * tau * q[c]);
+                for (int64_t c = 0; c < tap.width; ++c) d_weight[c] += tau * q[c] * ds_z[c];
             }
             if (wanted.queries) {
-                T* const sum = d_queries + r * tap.wide;
-                if (rounded) centre_output(g, b, r, bias, row);
-                for (int64_t c = 0; c < tap.width; ++c)
-                    sum[c] += tau * (w[c] * ds_z[c] - (rounded ? s * row[c] : T(0)));
+                T* const to = d_queries + r * tap.wide;
+                for (int64_t c = 0; c < tap.width; ++c) to[c] += tau * (w[c] * ds_z[c] - s * centred[c]);
             }
         }
         for (int64_t c = 0; c < tap.width && wanted.weight && tap.recovers; ++c) d_weight[c] += recovered[c] / w[c];

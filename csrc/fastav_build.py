@@ -164,7 +164,8 @@ def steps(compiler: Compiler, torch: Torch, flags: Sequence[str] = ()) -> list[S
     An object's name tells file, path, what it is made with and what from: one of another compiler, flags, PyTorch or
     text is not taken for it, whatever the times of the files.
     """
-    common = (*compiler.command, *FLAGS)
+    # So that messages and debuggers name files of the library, and no folder of the machine that built it.
+    common = (*compiler.command, *FLAGS, f"-ffile-prefix-map={SOURCES.parent}/=")
     last = (*shlex.split(os.environ.get("CXXFLAGS", "")), *flags)
     headers = [file.read_bytes() for file in sorted(SOURCES.glob("*.h"))]
     made = []

@@ -153,7 +153,8 @@ private:
         const T logit = dot(y, gate, width);
         const T before = top;
         top = logit > top ? logit : top;
-        const T alpha = power(logit - top), rest = sum == T(0) ? T(0) : power(before - top);
+        // A logit of -inf weighs nothing, also where all so far are.
+        const T alpha = logit == -T(__builtin_inf()) ? T(0) : power(logit - top), rest = sum == T(0) ? T(0) : power(before - top);
         sum = sum * rest + alpha;
         add(y, rest, alpha, mixed);
     }

@@ -160,11 +160,26 @@ static const T* dense(const char* from, Dtype dtype, int64_t step, int64_t width
     return room;
 }
 
-/// The sum of `term(v)` over a row's vectors v; what lies beyond the row's end counts as zeros.
+/// Two sums at once.
+template <class T>
+struct Pair {
+    Vector<T> first, second;
+    Pair& operator+=(const Pair& other) {
+        first += other.first, second += other.second;
+        return *this;
+    }
+};
+
+template <class T>
+FASTAV_INLINE Pair<T> keep_first(const Pair<T>& v, int64_t count) {
+    return {keep_first<T>(v.first, count), keep_first<T>(v.second, count)};
+}
+
+/// The lanes' sums of `term(v)`, a vector or a pair, over a row's vectors v; what lies beyond its end counts as zeros.
 template <class T, class F>
-FASTAV_INLINE T sum_over(const T* row, int64_t width, const F& term) {
+FASTAV_INLINE auto lanes_over(const T* row, int64_t width, const F& term) {
     // Four sums, because one addition waits for the one before it.
-    Vector<T> a{}, b{}, c{}, d{};
+    decltype(term(Vector<T>{})) a{}, b{}, c{}, d{};
     int64_t i = 0;
     for (; i + 4 * LANES<T> <= width; i += 4 * LANES<T>) {
         a += term(load(row + i));
@@ -186,7 +201,8 @@ FASTAV_INLINE T sum_over(const T* row, int64_t width, const F& term) {
         for (int64_t k = i; k < width; ++k) last[k - i] = row[k];
         d += keep_first<T>(term(load(last)), width - i);
     }
-    return sum<T>((a + b) + (c + d));
+    a += b, c += d, a += c;
+    return a;
 }
 
 /// The sum of a row's products with another's.
@@ -206,7 +222,7 @@ FASTAV_INLINE T dot(const T* a, const T* b, int64_t width) {
 /// The sum of a row.
 template <class T>
 FASTAV_INLINE T total(const T* row, int64_t width) {
-    return sum_over(row, width, [](Vector<T> x) { return x; });
+    return sum<T>(lanes_over(row, width, [](Vector<T> x) { return x; }));
 }
 
 // ---- the row norm --------------------------------------------------------------------------------------------------
@@ -217,12 +233,19 @@ struct Moments {
     T mean, inverse;
 };
 
+/// The variance's pass also sums up what the mean, being rounded, has left, and both are put right by that: a row of
+/// equal numbers then is shifted to exact zeros.
 template <class T>
 static Moments<T> moments(const T* row, int64_t width, Norm norm, T eps) {
     if (norm == Norm::none) return {T(0), T(1)};
     const T mean = norm == Norm::layer ? total(row, width) / T(width) : T(0);
-    const T squares = sum_over(row, width, [&](Vector<T> x) { return (x - mean) * (x - mean); });
-    return {mean, T(1) / square_root(squares / T(width) + eps)};
+    const Pair<T> lanes = lanes_over(row, width, [&](Vector<T> x) {
+        const Vector<T> d = x - mean;
+        return Pair<T>{d, d * d};
+    });
+    const T left = norm == Norm::layer ? sum<T>(lanes.first) / T(width) : T(0);
+    const T variance = sum<T>(lanes.second) / T(width) - left * left;
+    return {mean + left, T(1) / square_root((variance < T(0) ? T(0) : variance) + eps)};
 }
 
 /// A few tokens' rows in panels: channel c of token t at `data[(c / PANEL * tokens + t) * PANEL + c % PANEL]`. The last
@@ -233,7 +256,6 @@ struct Tile {
     int64_t tokens;  // room for so many
     T* panel(int64_t p) const { return data + p * tokens * PANEL; }
     T* row(int64_t p, int64_t t) const { return data + (p * tokens + t) * PANEL; }
-    static int64_t bytes(int64_t tokens, int64_t width) { return tokens * panels(width) * PANEL * int64_t(sizeof(T)); }
 };
 
 /// Panel p of `count` rows, normalised: channel p * PANEL + c of row t at `to[t * PANEL + c]`, zeros beyond the width.
@@ -252,14 +274,6 @@ static void fill_panel(const T* const* rows, const Moments<T>* found, int64_t co
         for (; c < channels; ++c) to[c] = (from[c] - mean) * inverse;
         for (; c < PANEL; ++c) to[c] = T(0);
     }
-}
-
-/// Token t of a tile := the normalised row.
-template <class T>
-static Moments<T> fill(const Tile<T>& tile, int64_t t, const T* row, int64_t width, Norm norm, T eps) {
-    const Moments<T> found = moments(row, width, norm, eps);
-    for (int64_t p = 0; p < panels(width); ++p) fill_panel(&row, &found, 1, p, width, tile.row(p, t));
-    return found;
 }
 
 /// The norm's gradient, see `normalize_backward` of the reference: from the gradient `d` of the normalised row `z`,

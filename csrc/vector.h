@@ -10,6 +10,7 @@
 #include "host.h"
 
 #define FASTAV_INLINE static inline __attribute__((always_inline))
+#define FASTAV_MEMBER __attribute__((always_inline))
 
 namespace fastav {
 namespace FASTAV_PATH {

@@ -50,7 +50,10 @@ class _Backend:
         return ""
 
     def status(self) -> BackendStatus:
-        reason = self.obstacle()
+        try:
+            reason = self.obstacle()
+        except RuntimeError as error:  # what stops every call is reported here, not raised
+            reason = str(error)
         return BackendStatus(not reason, self.devices, reason, "" if reason else self.detail())
 
     def refusal(self, function: str, device: torch.device, tensors: dict[str, Any]) -> str:

@@ -66,7 +66,7 @@ class ListOp:
         """Call the op, differentiably, with all its lists and settings in order."""
         lists, settings = arguments[: len(self.lists)], arguments[len(self.lists) :]
         lengths = tuple(None if tensors is None else len(tensors) for tensors in lists)
-        flat = [tensor for tensors in lists if tensors is not None for tensor in tensors]
+        flat = _apart([tensor for tensors in lists if tensors is not None for tensor in tensors])
         shapes = self.outputs(*arguments)[0], ([] if self.kept is None else self.kept(*arguments)[0])
         return _Call.apply(self.name, self.lists, lengths, settings, shapes, *flat)
 
@@ -130,6 +130,16 @@ class _Call(torch.autograd.Function):
             else:
                 gradients += [None] * len(tensors)
         return None, None, None, None, None, *gradients
+
+
+def _apart(flat: list[Tensor]) -> list[Tensor]:
+    """The same tensors, those that come again as views: ``torch.compile`` gives a repeated argument one gradient."""
+    if not torch.compiler.is_compiling():
+        return flat
+    found: list[Tensor] = []
+    for t in flat:
+        found.append(t.view_as(t) if any(t is other for other in found) else t)
+    return found
 
 
 def _lists(flat: Sequence, lengths: Sequence[int | None]) -> list[list | None]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from forms import FORMS, distill_arguments
 from support import (
+    Draw,
     call,
     flat,
     float_names,
@@ -61,3 +62,39 @@ def test_inductor_with_work_around_the_op(ops):
 
     given = {name: value for name, value in distill_arguments().items() if name in ("taps", "queries")}
     parity(layer, given, {"taps", "queries"})
+
+
+SHARED = {"distill": "queries", "project": "weights", "fuse": "weights", "inject": "keys", "orthogonality": "tokens"}
+
+
+@pytest.mark.parametrize("op", SHARED)
+def test_a_tensor_that_comes_twice_gets_both_gradients(ops, op):
+    # torch.compile gives a repeated argument of an autograd.Function the gradient of one place alone.
+    draw = Draw(6)
+    shared = draw(2, 5, 24) if op in ("inject", "orthogonality") else draw(24, 6) if op != "distill" else draw(3, 24)
+    both = [draw(2, 7, 24), draw(2, 7, 24)]
+    rest = {
+        "distill": {"taps": both},
+        "project": {"tokens": both},
+        "fuse": {"tokens": both},
+        "inject": {"features": both, "values": [draw(2, 5, 24), draw(2, 5, 24)]},
+        "orthogonality": {},
+    }[op]
+
+    def twice(tensor):
+        return getattr(ops, op)(**rest, **{SHARED[op]: [tensor, tensor]})
+
+    def gradient(function):
+        leaf = shared.clone().requires_grad_()
+        outputs = flat(function(leaf))
+        return torch.autograd.grad(outputs, leaf, upstream_for(outputs, "contiguous", seed=7))[0]
+
+    def apart(tensor):
+        return getattr(ops, op)(**rest, **{SHARED[op]: [tensor * 1, tensor * 1]})
+
+    torch._dynamo.reset()
+    compiled = torch.compile(twice, fullgraph=True, backend="aot_eager")
+    expected = gradient(apart)
+    for function in (twice, compiled):
+        # Two float64 gradients and their sum, in another order at most.
+        assert (gradient(function) - expected).abs().max() <= 1e-13 * expected.abs().max()
