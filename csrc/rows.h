@@ -160,26 +160,11 @@ static const T* dense(const char* from, Dtype dtype, int64_t step, int64_t width
     return room;
 }
 
-/// Two sums at once.
-template <class T>
-struct Pair {
-    Vector<T> first, second;
-    Pair& operator+=(const Pair& other) {
-        first += other.first, second += other.second;
-        return *this;
-    }
-};
-
-template <class T>
-FASTAV_INLINE Pair<T> keep_first(const Pair<T>& v, int64_t count) {
-    return {keep_first<T>(v.first, count), keep_first<T>(v.second, count)};
-}
-
-/// The lanes' sums of `term(v)`, a vector or a pair, over a row's vectors v; what lies beyond its end counts as zeros.
+/// The sum of `term(v)` over a row's vectors v; what lies beyond the row's end counts as zeros.
 template <class T, class F>
-FASTAV_INLINE auto lanes_over(const T* row, int64_t width, const F& term) {
+FASTAV_INLINE T sum_over(const T* row, int64_t width, const F& term) {
     // Four sums, because one addition waits for the one before it.
-    decltype(term(Vector<T>{})) a{}, b{}, c{}, d{};
+    Vector<T> a{}, b{}, c{}, d{};
     int64_t i = 0;
     for (; i + 4 * LANES<T> <= width; i += 4 * LANES<T>) {
         a += term(load(row + i));
@@ -201,8 +186,7 @@ FASTAV_INLINE auto lanes_over(const T* row, int64_t width, const F& term) {
         for (int64_t k = i; k < width; ++k) last[k - i] = row[k];
         d += keep_first<T>(term(load(last)), width - i);
     }
-    a += b, c += d, a += c;
-    return a;
+    return sum<T>((a + b) + (c + d));
 }
 
 /// The sum of a row's products with another's.
@@ -222,7 +206,7 @@ FASTAV_INLINE T dot(const T* a, const T* b, int64_t width) {
 /// The sum of a row.
 template <class T>
 FASTAV_INLINE T total(const T* row, int64_t width) {
-    return sum<T>(lanes_over(row, width, [](Vector<T> x) { return x; }));
+    return sum_over(row, width, [](Vector<T> x) { return x; });
 }
 
 // ---- the row norm --------------------------------------------------------------------------------------------------
@@ -233,19 +217,15 @@ struct Moments {
     T mean, inverse;
 };
 
-/// The variance's pass also sums up what the mean, being rounded, has left, and both are put right by that: a row of
-/// equal numbers then is shifted to exact zeros.
+/// The mean is found from the first channel on: that of equal numbers then is exact, and they are shifted to zeros.
 template <class T>
 static Moments<T> moments(const T* row, int64_t width, Norm norm, T eps) {
     if (norm == Norm::none) return {T(0), T(1)};
-    const T mean = norm == Norm::layer ? total(row, width) / T(width) : T(0);
-    const Pair<T> lanes = lanes_over(row, width, [&](Vector<T> x) {
-        const Vector<T> d = x - mean;
-        return Pair<T>{d, d * d};
-    });
-    const T left = norm == Norm::layer ? sum<T>(lanes.first) / T(width) : T(0);
-    const T variance = sum<T>(lanes.second) / T(width) - left * left;
-    return {mean + left, T(1) / square_root((variance < T(0) ? T(0) : variance) + eps)};
+    const T first = row[0];
+    T mean = 0;
+    if (norm == Norm::layer) mean = first + sum_over(row, width, [&](Vector<T> x) { return x - first; }) / T(width);
+    const T squares = sum_over(row, width, [&](Vector<T> x) { return (x - mean) * (x - mean); });
+    return {mean, T(1) / square_root(squares / T(width) + eps)};
 }
 
 /// A few tokens' rows in panels: channel c of token t at `data[(c / PANEL * tokens + t) * PANEL + c % PANEL]`. The last
