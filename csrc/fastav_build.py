@@ -5,7 +5,7 @@ serves every Python and every PyTorch from 2.10 on. Nothing here imports PyTorch
 needs.
 
     python csrc/fastav_build.py                                          # fastav/ops/libfastav_native.so
-    python csrc/fastav_build.py --output /tmp/asan --flags "-fsanitize=address,undefined -O1 -g"
+    python csrc/fastav_build.py --output build/asan --flags "-fsanitize=address,undefined -O1 -g"
 """
 
 import argparse
