@@ -1,0 +1,1 @@
+"""Training, scoring and predicting from the command line, on a Lightning module."""
