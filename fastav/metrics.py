@@ -1,5 +1,6 @@
 """The tasks' metrics, as torchmetrics classes; needs ``pip install "fastav[training]"``."""
 
 from fastav.tasks.localization_metric import LocalizationScores
+from fastav.tasks.parsing_metric import ParsingScores
 
-__all__ = ["LocalizationScores"]
+__all__ = ["LocalizationScores", "ParsingScores"]
