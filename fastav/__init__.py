@@ -1,6 +1,7 @@
 """fastav adapts big frozen audio and visual transformers without back-propagating through them.
 
-See the README for the way in, :class:`MettleAdapter` for the adapter and :mod:`fastav.ops` for what it is made of.
+See the README for the way in, :class:`MettleAdapter` and :class:`MoLTAdapter` for the adapters and :mod:`fastav.ops`
+for what they are made of.
 """
 
 import importlib
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 from fastav import backbones, data, ops, reference, tasks
-from fastav.adapters import AdapterOutput, MettleAdapter, MettleConfig, create_adapter
+from fastav.adapters import AdapterOutput, MettleAdapter, MettleConfig, MoLTAdapter, MoLTConfig, create_adapter
 from fastav.backbones import FrozenBackbone, TapStore
 from fastav.ops import backends, set_backend
 
@@ -21,6 +22,8 @@ __all__ = [
     "FrozenBackbone",
     "MettleAdapter",
     "MettleConfig",
+    "MoLTAdapter",
+    "MoLTConfig",
     "TapStore",
     "backbones",
     "backends",

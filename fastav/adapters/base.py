@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import isqrt
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from fastav.adapters.config import AdapterConfig, read_config
-from fastav.adapters.distillation import LayerCentricDistillation
+from fastav.adapters.distillation import LayerCentricDistillation, PoolingWeights
+from fastav.adapters.groups import parameter_groups
+from fastav.adapters.injection import Injection
+from fastav.adapters.taps import choose_taps
 from fastav.backbones import FrozenBackbone
-from fastav.backbones.blocks import select_taps
 from fastav.backbones.streams import SideStreams
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -43,6 +46,24 @@ class AdapterOutput(NamedTuple):
     fusion: tuple[Tensor, Tensor] | None = None
 
 
+class Fused(NamedTuple):
+    """What a method makes of all distilled taps of B segments; as in :class:`AdapterOutput`, clips not yet apart.
+
+    Attributes:
+        visual: (B, K, W).
+        audio: (B, K, W).
+        aux_loss: scalar.
+        router: (B, L, 2), or None.
+        fusion: (B, K, L_visual) and (B, K, L_audio), or None.
+    """
+
+    visual: Tensor
+    audio: Tensor
+    aux_loss: Tensor
+    router: Tensor | None = None
+    fusion: tuple[Tensor, Tensor] | None = None
+
+
 class Adapter(nn.Module):
     """A side branch over two frozen backbones; the methods derive from it.
 
@@ -53,10 +74,14 @@ class Adapter(nn.Module):
 
     The backbones are frozen in place, stay in eval mode under ``train()``, get no gradient, move with ``.to()`` and are
     not part of ``state_dict()``.
+
+    Attributes:
+        distilled: numbers of the taps that are distilled, by modality.
+        injected: numbers of the visual taps that tokens are injected into.
+        groups: for each distilled tap, visual ones first, the number of the parameters it uses.
     """
 
     config_class: ClassVar[type[AdapterConfig]]
-    distillation: LayerCentricDistillation
 
     def __init__(
         self,
@@ -72,13 +97,21 @@ class Adapter(nn.Module):
                 f"{type(self).__name__}: config must be a {self.config_class.__name__}, got {type(config).__name__}"
             )
         self.config = config
-        self.visual = _frozen(visual, config, "visual")
-        self.audio = _frozen(audio, config, "audio")
+        self.visual, seen, self.injected = choose_taps(visual, config, "visual")
+        self.audio, heard, _ = choose_taps(audio, config, "audio")
+        self.distilled = {"visual": seen, "audio": heard}
         if config.audio_layout == "clip" and self.audio.tokens_in_time_order is False:
             raise ValueError(
                 f"{type(self).__name__}: audio_layout='clip' cuts the audio tokens into spans of time, but those of "
                 f"{type(self.audio.module).__name__} are not in order of time; use audio_layout='segment'"
             )
+        self.num_visual = len(seen)
+        self.distilled_widths = [self.visual.widths[i] for i in seen] + [self.audio.widths[i] for i in heard]
+        self.groups = parameter_groups(config.share, (self.visual, seen), (self.audio, heard))
+        self.distillation = LayerCentricDistillation(self.distilled_widths, self.groups, config)
+        self.injection: Injection | None = None
+        if self.injected:
+            self.injection = Injection([self.visual.widths[i] for i in self.injected], config)
 
     def forward(self, visual_input: Tensor, audio_input: Tensor) -> AdapterOutput:
         """Run both frozen backbones and the side branch.
@@ -135,20 +168,27 @@ class Adapter(nn.Module):
         dtype = torch.promote_types(self.visual.dtype, self.audio.dtype)
         weights, outward = self.distillation.prepare()
         pooled: list[Tensor] = []
+        distilled: list[Tensor] = []
+        read = {"visual": 0, "audio": 0}
 
         def pool(modality: str, taps: list[Tensor]) -> None:
+            first = read[modality]
+            read[modality] += len(taps)
             if modality == "audio":
-                taps = self._per_segment(taps, segments, first=len(pooled) - len(self.visual.widths))
-            taps = [tap.to(dtype) for tap in taps]
+                taps = self._per_segment(taps, segments, first=first)
+            taps = [tap.to(dtype) for i, tap in enumerate(taps, first) if i in self.distilled[modality]]
+            if not taps:
+                return
             own = weights.of(len(pooled), len(taps))
             with side.fork("distil", [*taps, *own.tensors()]):
                 rows = self.distillation.pool(taps, own)
                 side.hand_back(rows)
             pooled.extend(rows)
+            distilled.extend(taps)
 
         with SideStreams(inputs["visual"].device) as side:
-            self._run_backbones(inputs, side, pool)
-        return self._output(pooled, outward, segments)
+            taps = self._run_backbones(inputs, side, pool)
+        return self._output(self._fuse(pooled, distilled, weights, outward), taps["visual"], segments)
 
     def forward_taps(
         self, visual_taps: Sequence[Tensor], audio_taps: Sequence[Tensor], *, num_segments: int
@@ -177,10 +217,12 @@ class Adapter(nn.Module):
                 f"audio_layout is {self.config.audio_layout!r}"
             )
         dtype = torch.promote_types(visual_taps[0].dtype, audio_taps[0].dtype)
-        taps = [tap.to(dtype) for tap in (*visual_taps, *audio_taps)]
+        taps = [visual_taps[i].to(dtype) for i in self.distilled["visual"]]
+        taps += [audio_taps[i].to(dtype) for i in self.distilled["audio"]]
         self.distillation.measure(taps)
         weights, outward = self.distillation.prepare()
-        return self._output(self.distillation.pool(taps, weights), outward, num_segments)
+        pooled = self.distillation.pool(taps, weights)
+        return self._output(self._fuse(pooled, taps, weights, outward), visual_taps, num_segments)
 
     def _per_segment(self, audio_taps: Sequence[Tensor], segments: int, first: int = 0) -> list[Tensor]:
         """Consecutive audio taps, from number ``first`` on, with one row a segment whatever the layout."""
@@ -188,16 +230,35 @@ class Adapter(nn.Module):
             return list(audio_taps)
         return [_cut(tap, segments, i) for i, tap in enumerate(audio_taps, first)]
 
-    def _output(self, pooled: list[Tensor], outward: list[Tensor] | None, segments: int) -> AdapterOutput:
-        visual, audio, aux_loss = self._finish(pooled, outward)
-        return AdapterOutput(visual.unflatten(0, (-1, segments)), audio.unflatten(0, (-1, segments)), aux_loss)
+    def _output(self, fused: Fused, visual_taps: Sequence[Tensor], segments: int) -> AdapterOutput:
+        def apart(tensor: Tensor) -> Tensor:
+            return tensor.unflatten(0, (-1, segments))
 
-    def _finish(self, pooled: list[Tensor], outward: list[Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
-        """From all taps' pooled rows, visual ones first, to two (B * T, K, W) and the auxiliary loss.
+        features: tuple[Tensor, ...] = ()
+        if self.injection is not None:
+            sources = {"audio": [fused.audio], "visual": [fused.visual], "both": [fused.audio, fused.visual]}
+            maps = [_map(visual_taps[i], self.visual, i) for i in self.injected]
+            injected = self.injection([x.flatten(1, 2) for x in maps], torch.cat(sources[self.config.inject_source], 1))
+            features = tuple(apart(x.view(shaped.shape)) for x, shaped in zip(injected, maps, strict=True))
+        return AdapterOutput(
+            apart(fused.visual),
+            apart(fused.audio),
+            fused.aux_loss,
+            features,
+            None if fused.router is None else apart(fused.router),
+            None if fused.fusion is None else (apart(fused.fusion[0]), apart(fused.fusion[1])),
+        )
+
+    def _fuse(
+        self, pooled: list[Tensor], taps: list[Tensor], weights: PoolingWeights, outward: list[Tensor] | None
+    ) -> Fused:
+        """From all distilled taps' pooled rows to each modality's tokens.
 
         Args:
-            pooled: (B * T, R, D_l) for each tap.
-            outward: what ``distillation.prepare()`` made for this step.
+            pooled: (B, R, D_l) for each distilled tap, visual ones first, B segments of all clips.
+            taps: these taps, (B, N_l, D_l).
+            weights: what they were pooled with.
+            outward: what ``distillation.prepare()`` made beside it.
         """
         raise NotImplementedError
 
@@ -304,18 +365,6 @@ def _safetensors() -> Any:
     return safetensors.torch
 
 
-def _frozen(module: nn.Module | FrozenBackbone, config: AdapterConfig, modality: str) -> FrozenBackbone:
-    layers = config.layers_of(modality)
-    if not isinstance(module, FrozenBackbone):
-        return FrozenBackbone(module, layers)
-    if layers != "all" and select_taps(module.module, layers) != module.tap_names:
-        raise ValueError(
-            f"the {modality} backbone has the taps {module.tap_names}, but config.layers asks for {layers!r}; "
-            f"say it in one place: FrozenBackbone(module, taps=...), or config.layers with the bare module"
-        )
-    return module
-
-
 def _described(backbone: FrozenBackbone) -> dict[str, list]:
     return {"taps": list(backbone.tap_names), "widths": list(backbone.widths)}
 
@@ -345,3 +394,15 @@ def _cut(tap: Tensor, segments: int, i: int) -> Tensor:
             f"time; change the clip's length, or use audio_layout='segment'"
         )
     return tap.unflatten(1, (segments, -1)).flatten(0, 1)
+
+
+def _map(tap: Tensor, backbone: FrozenBackbone, i: int) -> Tensor:
+    """(B, prefix + h * w, D) -> (B, h, w, D), a view of the patches' tokens; maps are square."""
+    patches = tap[:, backbone.prefix_tokens :]
+    side = isqrt(patches.shape[1])
+    if side * side != patches.shape[1] or side == 0:
+        raise ValueError(
+            f"visual_taps[{i}] has {patches.shape[1]} tokens beside {backbone.prefix_tokens} of no place, which are no "
+            f"square map; injection wants square frames and blocks that put out patches"
+        )
+    return patches.unflatten(1, (side, side))

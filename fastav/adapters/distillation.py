@@ -1,13 +1,13 @@
 """Layer-centric distillation: every tap's tokens distilled into its meta-tokens by two branches in one attention."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastav import ops
-from fastav.adapters.config import MettleConfig
+from fastav.adapters.config import AdapterConfig
 from fastav.adapters.groups import group_widths
 from fastav.adapters.rows import below_each_other, cut_rows, hand_out, heads_below, heads_beside
 from fastav.adapters.statistics import TapStandardization
@@ -43,7 +43,8 @@ class LayerCentricDistillation(nn.Module):
 
     - preservation ``P_l = distill(x_l, m_l)``, a convex mix of the frozen tokens;
     - adaptation ``A_l = act(concat_h distill(x_l, q_h) W^v_h) W^o``, with ``q_h = m_l W^q_h W^k_h^T``: attention whose
-      key and value projections are absorbed into the queries and the pooled rows. ``W^o`` starts at zero.
+      key and value projections are absorbed into the queries and the pooled rows. ``W^o`` starts at zero, unless
+      nothing else would be left.
 
     Both branches' queries are rows of one ``distill`` call, and no loop over layers launches anything: it only cuts
     views. (The first training batches, in which the taps are measured, are the exception.)
@@ -61,19 +62,20 @@ class LayerCentricDistillation(nn.Module):
     identity: Tensor
     standardization: TapStandardization | None
 
-    def __init__(self, widths: Sequence[int], groups: Sequence[int], config: MettleConfig) -> None:
+    def __init__(self, widths: Sequence[int], groups: Sequence[int], config: AdapterConfig) -> None:
         super().__init__()
         self.config, self.groups = config, tuple(groups)
         self.adapt, self.preserve = "adaptation" in config.branches, "preservation" in config.branches
         sizes = group_widths(groups, widths)
         k, r = config.num_tokens, config.rank
         # Queries of unit scale: with tau they give scores of unit variance on standardised taps.
-        self.meta_tokens = _matrices(sizes, lambda d: torch.randn(k, d))
+        self.meta_tokens = matrices(sizes, lambda d: torch.randn(k, d))
         if self.adapt:
-            self.to_query = _matrices(sizes, lambda d: torch.randn(d, r) * d**-0.5)
-            self.to_key = _matrices(sizes, lambda d: torch.randn(r, d) * (r // config.heads) ** -0.5)
-            self.to_value = _matrices(sizes, lambda d: torch.randn(d, r) * d**-0.5)
-            self.to_output = _matrices(sizes, lambda d: torch.zeros(r, d))
+            self.to_query = matrices(sizes, lambda d: torch.randn(d, r) * d**-0.5)
+            self.to_key = matrices(sizes, lambda d: torch.randn(r, d) * (r // config.heads) ** -0.5)
+            self.to_value = matrices(sizes, lambda d: torch.randn(d, r) * d**-0.5)
+            alone = not (self.preserve or config.residual)
+            self.to_output = matrices(sizes, lambda d: torch.randn(r, d) * r**-0.5 if alone else torch.zeros(r, d))
             # Head h owns columns h d ... (h + 1) d of the rank: (H, 1, r) with ones there.
             owns = torch.eye(config.heads).repeat_interleave(r // config.heads, 1)[:, None]
             self.register_buffer("owns", owns, persistent=False)
@@ -109,10 +111,10 @@ class LayerCentricDistillation(nn.Module):
             where there are none.
         """
         weight, bias = (None, None) if self.standardization is None else self.standardization()
-        meta = iter(hand_out(self._of_taps(self.meta_tokens), self.preserve + self.adapt + self.config.residual))
+        meta = iter(hand_out(self.of_taps(self.meta_tokens), self.preserve + self.adapt + self.config.residual))
         preserving = next(meta) if self.preserve else None
         adapting = self._adaptation_queries(next(meta)) if self.adapt else None
-        outward = self._of_taps(self.to_output) if self.adapt else None
+        outward = self.of_taps(self.to_output) if self.adapt else None
         added = next(meta) if self.config.residual else None
         queries, outward = below_each_other((preserving, adapting), (outward, added))
         return PoolingWeights(queries, weight, bias), outward
@@ -134,7 +136,7 @@ class LayerCentricDistillation(nn.Module):
             # The identity lays the meta-tokens, the last rows of `outward`, under every sample.
             inner = self.identity.expand(len(pooled), len(pooled[0]), -1, -1)
         if self.adapt:
-            values = self._of_taps(self.to_value)
+            values = self.of_taps(self.to_value)
             stacked = ops.project(adapted, values, activation=self.config.activation, stack=True)
             # Every head's rows met every head's columns; each keeps its own.
             inner = heads_beside(stacked, self.owns, inner)  # (L, B, K, r), with the identity (L, B, K, r + K)
@@ -146,12 +148,14 @@ class LayerCentricDistillation(nn.Module):
 
         Columns that are not head h's are zeroed between the two products: the same numbers as a product a head.
         """
-        low = ops.project(meta, self._of_taps(self.to_query), stack=True)  # (L, K, r)
-        return ops.project(heads_below(low, self.owns).unbind(0), self._of_taps(self.to_key))
+        low = ops.project(meta, self.of_taps(self.to_query), stack=True)  # (L, K, r)
+        return ops.project(heads_below(low, self.owns).unbind(0), self.of_taps(self.to_key))
 
-    def _of_taps(self, parameters: nn.ParameterList) -> list[Tensor]:
+    def of_taps(self, parameters: nn.ParameterList) -> list[Tensor]:
+        """For each tap, the one of its group."""
         return [parameters[group] for group in self.groups]
 
 
-def _matrices(sizes: Sequence[int], draw) -> nn.ParameterList:
+def matrices(sizes: Sequence[int], draw: Callable[[int], Tensor]) -> nn.ParameterList:
+    """One parameter for each width, as ``draw`` makes it."""
     return nn.ParameterList(nn.Parameter(draw(d)) for d in sizes)

@@ -5,17 +5,18 @@ from collections.abc import Sequence
 from fastav.backbones import FrozenBackbone
 
 
-def parameter_groups(share: str, *backbones: FrozenBackbone) -> tuple[int, ...]:
-    """For each tap of all backbones, the number of the parameters it uses, counted in order of first use.
+def parameter_groups(share: str, *sides: tuple[FrozenBackbone, Sequence[int]]) -> tuple[int, ...]:
+    """For each distilled tap of all backbones, the number of the parameters it uses, counted in order of first use.
 
     Args:
         share: ``"layer"``, ``"stage"`` or ``"width"``, see :class:`AdapterConfig`.
-        backbones: one a modality; they never share.
+        sides: a backbone and the numbers of its taps that are distilled, for each modality; they never share.
     """
     numbers: dict[tuple[int, int], int] = {}
     groups = []
-    for modality, backbone in enumerate(backbones):
-        for layer, (stage, width) in enumerate(zip(backbone.stages, backbone.widths, strict=True)):
+    for modality, (backbone, layers) in enumerate(sides):
+        for layer in layers:
+            stage, width = backbone.stages[layer], backbone.widths[layer]
             key = (modality, {"layer": layer, "stage": stage, "width": width}[share])
             groups.append(numbers.setdefault(key, len(numbers)))
     return tuple(groups)

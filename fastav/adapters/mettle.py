@@ -1,4 +1,4 @@
-"""Mettle: layer-centric distillation beside two frozen backbones, for tasks that decide per segment."""
+"""Mettle: layer-centric distillation beside two frozen backbones, and meta-token injection for dense tasks."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from fastav import ops
-from fastav.adapters.base import Adapter
+from fastav.adapters.base import Adapter, Fused
 from fastav.adapters.config import MettleConfig
-from fastav.adapters.distillation import LayerCentricDistillation
-from fastav.adapters.groups import group_widths, parameter_groups
+from fastav.adapters.distillation import PoolingWeights, matrices
+from fastav.adapters.groups import group_widths
 from fastav.backbones import FrozenBackbone
 
 
@@ -18,6 +18,9 @@ class MettleAdapter(Adapter):
 
     For each tap: its tokens distilled into K meta-tokens (:class:`LayerCentricDistillation`); then token fusion,
     ``Z = mean_l (norm(T_l) U_l + b_l)``, for the visual and the audio layers each. No gradient enters the backbones.
+
+    For dense tasks, ``inject_stages="stages"`` distils the last layers alone and injects their meta-tokens into the
+    visual features of earlier stages (:class:`Injection`), which the output then holds as ``features``.
 
     Args:
         visual: the visual backbone: a timm or Hugging Face transformer, or a :class:`FrozenBackbone`.
@@ -40,20 +43,19 @@ class MettleAdapter(Adapter):
         config: MettleConfig | None = None,
     ) -> None:
         super().__init__(visual, audio, config)
-        widths = self.visual.widths + self.audio.widths
-        self.groups = parameter_groups(self.config.share, self.visual, self.audio)
-        self.distillation = LayerCentricDistillation(widths, self.groups, self.config)
-        sizes = group_widths(self.groups, widths)
-        self.fusion_weights = nn.ParameterList(nn.Parameter(torch.randn(d, self.config.width) * d**-0.5) for d in sizes)
-        self.fusion_biases = nn.ParameterList(nn.Parameter(torch.zeros(self.config.width)) for _ in sizes)
+        sizes, width = group_widths(self.groups, self.distilled_widths), self.config.width
+        self.fusion_weights = matrices(sizes, lambda d: torch.randn(d, width) * d**-0.5)
+        self.fusion_biases = matrices(sizes, lambda d: torch.zeros(width))
 
-    def _finish(self, pooled: list[Tensor], outward: list[Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _fuse(
+        self, pooled: list[Tensor], taps: list[Tensor], weights: PoolingWeights, outward: list[Tensor] | None
+    ) -> Fused:
         tokens = self.distillation.finish(pooled, outward)
-        layers = len(self.visual.widths)
-        visual, audio = self._fuse(tokens, slice(layers)), self._fuse(tokens, slice(layers, None))
-        return visual, audio, visual.new_zeros(())
+        visual, audio = (self._mean(tokens, part) for part in (slice(self.num_visual), slice(self.num_visual, None)))
+        return Fused(visual, audio, visual.new_zeros(()))
 
-    def _fuse(self, tokens: Sequence[Tensor], layers: slice) -> Tensor:
+    def _mean(self, tokens: Sequence[Tensor], layers: slice) -> Tensor:
+        """Some layers' tokens brought to the common width and averaged: (B, K, W)."""
         groups = self.groups[layers]
         return ops.fuse(
             tokens[layers],
@@ -65,5 +67,5 @@ class MettleAdapter(Adapter):
 
     def no_weight_decay(self) -> set[str]:
         """Names of the queries, the standardisation's affine and the biases: weight decay should leave them alone."""
-        kinds = ("meta_tokens", "standardization", "fusion_biases")
+        kinds = ("meta_tokens", "standardization", "biases", "gates")
         return {name for name, _ in self.named_parameters() if any(kind in name for kind in kinds)}

@@ -6,9 +6,10 @@ from torch import nn
 
 from fastav.adapters.base import Adapter
 from fastav.adapters.mettle import MettleAdapter
+from fastav.adapters.molt import MoLTAdapter
 from fastav.backbones import FrozenBackbone
 
-_ADAPTERS: dict[str, type[Adapter]] = {adapter.config_class.method: adapter for adapter in (MettleAdapter,)}
+_ADAPTERS: dict[str, type[Adapter]] = {adapter.config_class.method: adapter for adapter in (MettleAdapter, MoLTAdapter)}
 
 
 def create_adapter(
@@ -17,7 +18,7 @@ def create_adapter(
     """Build an adapter by its method's name.
 
     Args:
-        name: ``"mettle"``.
+        name: ``"mettle"`` or ``"molt"``.
         visual: the visual backbone.
         audio: the audio backbone.
         options: fields of the method's configuration, such as ``num_tokens=8``.
@@ -26,7 +27,16 @@ def create_adapter(
         ValueError: there is no such method.
         TypeError: the method's configuration has no such field.
     """
-    if name not in _ADAPTERS:
-        raise ValueError(f"create_adapter: there is no method {name!r}; choose one of {sorted(_ADAPTERS)}")
-    adapter = _ADAPTERS[name]
+    adapter = adapter_class(name)
     return adapter(visual, audio, adapter.config_class(**options))
+
+
+def adapter_class(name: str) -> type[Adapter]:
+    """The adapter of a method, by the method's name; its ``config_class`` is what it is configured with.
+
+    Raises:
+        ValueError: there is no such method.
+    """
+    if name not in _ADAPTERS:
+        raise ValueError(f"there is no adapter method {name!r}; choose one of {sorted(_ADAPTERS)}")
+    return _ADAPTERS[name]

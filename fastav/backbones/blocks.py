@@ -43,6 +43,15 @@ _KNOWN_BLOCKS: dict[str, dict[str, bool]] = {
     },
 }
 
+# Class tokens of Hugging Face's families by model type; registers are in their configurations.
+_CLASS_TOKENS = {
+    "vit": 1,
+    "dinov2": 1,
+    "dinov2_with_registers": 1,
+    "dinov3_vit": 1,
+    "audio-spectrogram-transformer": 2,
+}
+
 
 def time_order(block: nn.Module) -> bool | None:
     """Whether a block's tokens lie in time order; None for a block of no known family."""
@@ -95,6 +104,18 @@ def select_taps(module: nn.Module, taps: str | int | Sequence[int] | Sequence[st
     if outside:
         raise ValueError(f"taps names blocks {outside}, but there are {len(blocks)}: 0 to {len(blocks) - 1}")
     return tuple(blocks[index] for index in sorted({index % len(blocks) for index in indices}))
+
+
+def count_prefix_tokens(module: nn.Module) -> int:
+    """How many tokens of a backbone stand before those of its patches: class, distillation and register tokens."""
+    model: Any = module
+    libraries = {cls.__module__.partition(".")[0] for cls in type(module).__mro__}
+    if "timm" in libraries:
+        return getattr(model, "num_prefix_tokens", 0)
+    if "transformers" in libraries:
+        registers = getattr(model.config, "num_register_tokens", 0)
+        return _CLASS_TOKENS.get(model.config.model_type, 0) + registers
+    return 0
 
 
 def example_for(module: nn.Module) -> Tensor:

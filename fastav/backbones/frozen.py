@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastav.backbones.blocks import as_tokens, example_for, select_taps, time_order, token_layout
+from fastav.backbones.blocks import as_tokens, count_prefix_tokens, example_for, select_taps, time_order, token_layout
 from fastav.backbones.whisper import whisper_encoder
 
 
@@ -47,6 +47,8 @@ class FrozenBackbone(nn.Module):
             where there is one stage, a quarter of all.
         tokens_in_time_order: True where tokens are a sequence over time (Whisper, HuBERT, wav2vec 2.0, WavLM), False
             where they are patches of a picture or a spectrogram, None where the blocks are of no known family.
+        prefix_tokens: how many tokens of each tap stand before those of the patches, a class token for example; known
+            for timm's and Hugging Face's families, 0 for others.
 
     Raises:
         TypeError: the backbone is not a module.
@@ -74,6 +76,7 @@ class FrozenBackbone(nn.Module):
         self.tap_names = select_taps(self.module, taps)
         orders = {time_order(self.module.get_submodule(name)) for name in self.tap_names}
         self.tokens_in_time_order = orders.pop() if len(orders) == 1 else None
+        self.prefix_tokens = count_prefix_tokens(self.module)
         self.requires_grad_(False)
         self.eval()
         self._measure(example_input)

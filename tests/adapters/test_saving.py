@@ -115,7 +115,7 @@ def test_wrong_options_are_named(options, message):
 
 def test_create_adapter_names_its_methods(vit, whisper):
     assert isinstance(create_adapter("mettle", visual=vit, audio=whisper, num_tokens=2), MettleAdapter)
-    with pytest.raises(ValueError, match=r"no method 'lavish'; choose one of \['mettle'\]"):
+    with pytest.raises(ValueError, match=r"no method 'lavish'; choose one of \['mettle', 'molt'\]"):
         create_adapter("lavish", visual=vit, audio=whisper)
     with pytest.raises(TypeError, match="MettleConfig"):
         MettleAdapter(vit, whisper, config={"num_tokens": 2})
