@@ -2,5 +2,6 @@
 
 from fastav.tasks.localization_metric import LocalizationScores
 from fastav.tasks.parsing_metric import ParsingScores
+from fastav.tasks.segmentation_metric import SegmentationScores
 
-__all__ = ["LocalizationScores", "ParsingScores"]
+__all__ = ["LocalizationScores", "ParsingScores", "SegmentationScores"]
