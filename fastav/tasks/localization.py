@@ -1,8 +1,14 @@
 """Event localisation (AVE): which class is both seen and heard in each second, or none, the background."""
 
+from typing import Any, Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fastav.adapters import AdapterOutput
+from fastav.tasks.evidence import ClassEvidence, check_tokens, pool_evidence, target
+from fastav.tasks.task import Batch, Task
 
 
 class LocalizationHead(nn.Module):
@@ -26,8 +32,8 @@ class LocalizationHead(nn.Module):
     ) -> None:
         super().__init__()
         self.tokens = (num_tokens, width)
-        self.seen = _ClassEvidence(num_tokens * width, hidden, num_classes, dropout)
-        self.heard = _ClassEvidence(num_tokens * width, hidden, num_classes, dropout)
+        self.seen = ClassEvidence(num_tokens * width, hidden, num_classes, dropout)
+        self.heard = ClassEvidence(num_tokens * width, hidden, num_classes, dropout)
         self.background = nn.Parameter(torch.full((1,), -1.0))
 
     def forward(self, visual: Tensor, audio: Tensor) -> Tensor:
@@ -36,37 +42,9 @@ class LocalizationHead(nn.Module):
         Raises:
             ValueError: tokens of another shape.
         """
-        wanted = (*visual.shape[:2], *self.tokens)
-        if tuple(visual.shape) != wanted or tuple(audio.shape) != wanted:
-            raise ValueError(
-                f"LocalizationHead: visual is {tuple(visual.shape)} and audio {tuple(audio.shape)}, "
-                f"wanted (B, T, K, W) for both with (K, W) = {self.tokens}"
-            )
+        check_tokens("LocalizationHead", visual, audio, self.tokens)
         both = F.logsigmoid(self.seen(visual)) + F.logsigmoid(self.heard(audio))
         return torch.cat([both, self.background.expand(*both.shape[:-1], 1)], -1)
-
-
-class _ClassEvidence(nn.Module):
-    """(B, T, K, W) tokens -> (B, T, C) scores; all classes' scores are smoothed over time alike."""
-
-    def __init__(self, inputs: int, hidden: int, num_classes: int, dropout: float) -> None:
-        super().__init__()
-        self.score = nn.Sequential(
-            nn.LayerNorm(inputs),
-            nn.Dropout(dropout),
-            nn.Linear(inputs, hidden),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, num_classes),
-        )
-        # Starts as no context: what a neighbour says counts only once that has proved right.
-        self.context = nn.Conv1d(1, 1, 3, padding=1, bias=False)
-        nn.init.zeros_(self.context.weight)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        scores = self.score(tokens.flatten(2))
-        series = scores.mT.flatten(0, 1)[:, None]  # (B C, 1, T)
-        return scores + self.context(series).view(scores.mT.shape).mT
 
 
 def localization_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
@@ -88,6 +66,111 @@ def localization_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float 
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=label_smoothing)
 
 
+def weak_localization_loss(logits: Tensor, clip_labels: Tensor) -> Tensor:
+    """Learn from what happens in a clip without being told when: multiple-instance learning over its segments.
+
+    A segment's probability of a class is what the softmax gives it beside all others and the background. A clip's is
+    the mean of its segments', each weighted by that probability itself (linear softmax), so that segments that have
+    much of a class are taught more of it, and those that have less than half as much are taught less: the background.
+    The loss is the binary cross-entropy of the clips' probabilities, summed over classes, the mean over clips.
+
+    Args:
+        logits: (B, T, C + 1), from :class:`LocalizationHead`.
+        clip_labels: (B, C) float, 1 for each class that has an event in the clip; all 0 if there is none.
+
+    Raises:
+        ValueError: shapes that do not match.
+    """
+    if logits.ndim != 3 or clip_labels.shape != (len(logits), logits.shape[2] - 1):
+        raise ValueError(
+            f"weak_localization_loss: logits are {tuple(logits.shape)} and clip_labels {tuple(clip_labels.shape)}, "
+            f"wanted (B, T, C + 1) and (B, C)"
+        )
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    # A class against the rest: the logit of its probability under the softmax, without rounding that to 0 or 1.
+    others = torch.eye(logits.shape[2], dtype=torch.bool, device=logits.device)[:-1]
+    rest = logits[..., None, :].masked_fill(others, -torch.inf).logsumexp(-1)
+    margin = logits[..., :-1] - rest
+    clip = pool_evidence(margin, F.logsigmoid(margin), 1)
+    losses = F.binary_cross_entropy_with_logits(clip, clip_labels.to(clip.dtype), reduction="none")
+    return losses.sum(1).mean()
+
+
 def decode_localization(logits: Tensor) -> Tensor:
     """The label of every segment: (B, T, C + 1) logits -> (B, T) int64, C for background."""
     return logits.argmax(-1)
+
+
+class LocalizationTask(Task):
+    """Event localisation behind the interface of all tasks.
+
+    Args:
+        num_classes: C, without background.
+        num_tokens: K of the adapter's output.
+        width: W of the adapter's output.
+        hidden: see :class:`LocalizationHead`.
+        dropout: see :class:`LocalizationHead`.
+        supervision: ``"full"``, from the batch's ``labels``, or ``"weak"``, from its ``clip_labels`` alone. Scores are
+            of ``labels`` either way.
+        label_smoothing: see :func:`localization_loss`; full supervision only.
+
+    Raises:
+        ValueError: another supervision, or label smoothing with weak supervision.
+    """
+
+    name = "localization"
+    monitor = "accuracy"
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        num_tokens: int,
+        width: int,
+        hidden: int = 128,
+        dropout: float = 0.5,
+        supervision: Literal["full", "weak"] = "full",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if supervision not in ("full", "weak"):
+            raise ValueError(f"supervision is {supervision!r}, wanted 'full' or 'weak'")
+        if supervision == "weak" and label_smoothing:
+            raise ValueError(f"label_smoothing={label_smoothing} is for full supervision; leave it 0 with 'weak'")
+        self.head = LocalizationHead(num_classes, num_tokens=num_tokens, width=width, hidden=hidden, dropout=dropout)
+        self.num_classes, self.supervision, self.label_smoothing = num_classes, supervision, label_smoothing
+
+    def forward(self, out: AdapterOutput, batch: Batch) -> Tensor:
+        """Logits (B, T, C + 1)."""
+        return self.head(out.visual, out.audio)
+
+    def loss(self, said: Tensor, batch: Batch) -> Tensor:
+        """:func:`localization_loss` of ``labels``, or :func:`weak_localization_loss` of ``clip_labels``.
+
+        Raises:
+            ValueError: the batch does not have them.
+        """
+        if self.supervision == "weak":
+            return weak_localization_loss(said, target(batch, "clip_labels", "weak supervision needs them"))
+        labels = target(batch, "labels", "use supervision='weak' for clips that have clip_labels alone")
+        return localization_loss(said, labels, label_smoothing=self.label_smoothing)
+
+    def metric(self) -> Any:
+        """A new :class:`fastav.metrics.LocalizationScores`."""
+        from fastav.tasks.localization_metric import LocalizationScores
+
+        return LocalizationScores(self.num_classes)
+
+    def update(self, metric: Any, said: Tensor, batch: Batch) -> None:
+        """Count one batch, and its ``mismatched`` segments where it has them.
+
+        Raises:
+            ValueError: the batch has no ``labels``.
+        """
+        labels = target(batch, "labels", "scores need the label of every segment")
+        metric.update(decode_localization(said), labels, batch.get("mismatched"))
+
+    def decode(self, said: Tensor) -> dict[str, Tensor]:
+        """``labels`` (B, T) int64, C for background, and ``probabilities`` (B, T, C + 1) of all of them."""
+        wide = torch.promote_types(said.dtype, torch.float32)
+        return {"labels": decode_localization(said), "probabilities": said.softmax(-1, dtype=wide)}
