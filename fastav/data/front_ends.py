@@ -5,13 +5,13 @@ torchaudio and transformers are imported where they are used, so that ``import f
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastav.backbones import FrozenBackbone
+from fastav.data.optional import load_optional
 
 
 class FrontEnd:
@@ -158,11 +158,4 @@ def front_end(backbone: nn.Module, *, seconds: float) -> FrontEnd:
 
 
 def _load(name: str) -> Any:
-    """Import an optional package; one that was built for another torch fails with OSError or RuntimeError."""
-    try:
-        return import_module(name)
-    except (ImportError, OSError, RuntimeError) as error:
-        package = name.partition(".")[0]
-        raise ImportError(
-            f'audio front ends need {package}, which does not load: pip install "fastav[audio]"'
-        ) from error
+    return load_optional(name, by="audio front ends", extra="audio")

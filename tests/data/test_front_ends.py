@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fastav.backbones import FrozenBackbone, shorten_whisper
-from fastav.data import ast_front_end, clap_front_end, front_end, whisper_front_end
+from fastav.data import ast_front_end, clap_front_end, front_end, optional, whisper_front_end
 from fastav.data import front_ends as room
 
 BROKEN = (ImportError, OSError, RuntimeError)  # what a package built for another torch may raise
@@ -203,7 +203,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, error):
     def broken(name):
         raise error(f"cannot load {name}")
 
-    monkeypatch.setattr(room, "import_module", broken)
+    monkeypatch.setattr(optional, "import_module", broken)
     with pytest.raises(ImportError, match=r'need torchaudio, .*pip install "fastav\[audio\]"'):
         make(noise(8000), 8000)
     with pytest.raises(ImportError, match="need transformers"):

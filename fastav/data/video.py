@@ -1,0 +1,182 @@
+"""Frames of video files at given times, through PyAV."""
+
+import warnings
+from bisect import bisect_right
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fastav.data.errors import MediaError, MediaWarning
+from fastav.data.frames import stack_pictures
+from fastav.data.optional import load_optional
+
+#: Seconds by which a stream may end early without a word: containers round to whole frames, of 40 to 67 ms.
+SLACK = 0.1
+
+
+def read_video(path: str | Path, times: Sequence[float], *, image_size: int) -> Tensor:
+    """Read the frames that a player shows at given times.
+
+    Rotation that the file asks for is applied. A video that ends before a wanted time gives its last frame there,
+    with a :class:`MediaWarning`.
+
+    Args:
+        path: a file with a video stream; the first one is taken.
+        times: seconds after the file's start, ascending.
+        image_size: frames are resized to this many pixels on either side, bicubic, whatever their aspect.
+
+    Returns:
+        (T, 3, image_size, image_size) uint8, RGB.
+
+    Raises:
+        MediaError: no such file, no video stream, a stream that does not decode, or that ends before its header says.
+        ImportError: PyAV is missing.
+    """
+    with open_media(path) as container:
+        stream = first_stream(container, "video", path)
+        zero = (container.start_time or 0) / 1e6
+        try:
+            pictures = [_upright(frame) for frame in _shown(container, stream, [zero + t for t in times], path)]
+        except _av().error.FFmpegError as error:
+            raise _broken(path, error) from error
+    return stack_pictures(pictures, image_size)
+
+
+def media_seconds(path: str | Path) -> float:
+    """How long a media file says it is.
+
+    Raises:
+        MediaError: no such file, not a media file, or one that does not say.
+        ImportError: PyAV is missing.
+    """
+    with open_media(path) as container:
+        if not container.duration or container.duration < 0:
+            raise MediaError(f"{path} does not say how long it is: rewrite it, ffmpeg -i OLD -c copy NEW.mp4")
+        return container.duration / 1e6
+
+
+def open_media(path: str | Path) -> Any:
+    """Open a file for reading with PyAV; a context manager.
+
+    Raises:
+        MediaError: no such file, or not a media file.
+        ImportError: PyAV is missing.
+    """
+    av = _av()
+    try:
+        return av.open(str(path))
+    except FileNotFoundError as error:
+        raise MediaError(f"{path} is missing") from error
+    except av.error.FFmpegError as error:
+        raise _broken(path, error) from error
+
+
+def first_stream(container: Any, kind: str, path: str | Path) -> Any:
+    """The first stream of a kind, "video" or "audio".
+
+    Raises:
+        MediaError: there is none.
+    """
+    streams = getattr(container.streams, kind)
+    if not streams:
+        remedy = {"video": "extracted frames", "audio": "a sound file"}[kind]
+        raise MediaError(f'{path} has no {kind} stream: give {remedy} for it, or leave it out by on_error="skip"')
+    return streams[0]
+
+
+def stream_end(stream: Any) -> float | None:
+    """When a stream ends by its header, in seconds on the file's clock; None if the header does not say."""
+    if stream.duration is None:
+        return None
+    return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+
+
+def cut_short(path: str | Path, kind: str, end: float, declared: float) -> MediaError:
+    """The error for a stream that ends before its header says."""
+    return MediaError(
+        f"{path}: the {kind} ends after {end:.2f} s though its header says {declared:.2f} s: the file is cut short or "
+        'damaged; fetch it again, or leave it out by on_error="skip"'
+    )
+
+
+def _shown(container: Any, stream: Any, times: Sequence[float], path: str | Path) -> list[Any]:
+    """The frame shown at each time, on the file's clock; frames between are decoded only where they must be."""
+    keys = _keyframes(stream)
+    frames = container.decode(stream)
+    last, upcoming = None, next(frames, None)
+    if upcoming is None:
+        raise MediaError(f"{path}: its video stream holds no frame; fetch the file again")
+    found = []
+    for t in times:
+        jump = _jump(keys, stream, upcoming, t)
+        if jump is not None:
+            container.seek(jump, stream=stream)
+            frames = container.decode(stream)
+            last, upcoming = None, next(frames, None)
+            if upcoming is None or _when(upcoming, path) > t:
+                raise MediaError(f"{path}: its index of key frames is wrong; rewrite it, ffmpeg -i OLD -c copy NEW.mp4")
+        while upcoming is not None and _when(upcoming, path) <= t:
+            last, upcoming = upcoming, next(frames, None)
+        frame: Any = last if last is not None else upcoming  # before the first frame, the first is shown
+        if upcoming is None:
+            _check_end(stream, frame, t, path)
+        if frame.is_corrupt:
+            raise MediaError(f'{path}: the frame at {t:.2f} s is damaged; fetch it again, or use on_error="skip"')
+        found.append(frame)
+    return found
+
+
+def _check_end(stream: Any, frame: Any, t: float, path: str | Path) -> None:
+    """Raise or warn where a frame is wanted after the last one's end."""
+    length = 1 / float(stream.average_rate) if stream.average_rate else 0.0
+    end, declared = frame.time + length, stream_end(stream)
+    if t <= end + SLACK:
+        return
+    if declared is not None and declared > end + SLACK:
+        raise cut_short(path, "video", end, declared)
+    warnings.warn(
+        f"{path}: the video ends after {end:.2f} s, its last frame stands for that at {t:.2f} s",
+        MediaWarning,
+        stacklevel=2,
+    )
+
+
+def _keyframes(stream: Any) -> list[int]:
+    """Decoding times of the key frames after which decoding can start, ascending, in the stream's time base."""
+    entries = getattr(stream, "index_entries", ())  # PyAV 14 has none: such files are decoded from the start
+    return sorted(entry.timestamp for entry in entries if entry.is_keyframe)
+
+
+def _jump(keys: Sequence[int], stream: Any, upcoming: Any, t: float) -> int | None:
+    """The key frame to go on from: the last one before time ``t``, if decoding has not come that far."""
+    if upcoming is None:
+        return None
+    # The index has decoding times; half a second covers how much later any frame is shown than decoded.
+    at = bisect_right(keys, int((t - 0.5) / stream.time_base))
+    return keys[at - 1] if at and upcoming.pts is not None and keys[at - 1] > upcoming.pts else None
+
+
+def _when(frame: Any, path: str | Path) -> float:
+    if frame.time is None:
+        raise MediaError(f"{path}: its frames have no times; rewrite it, ffmpeg -i OLD NEW.mp4")
+    return frame.time
+
+
+def _upright(frame: Any) -> Any:
+    """The frame as a PIL image, turned as the file asks; other angles than quarters are not displayed by players."""
+    image = frame.to_image()
+    turns = round(frame.rotation / 90) % 4  # counter-clockwise
+    return image.rotate(90 * turns, expand=True) if turns else image
+
+
+def _broken(path: str | Path, error: Exception) -> MediaError:
+    return MediaError(
+        f"{path} does not decode ({error.__class__.__name__}: {getattr(error, 'strerror', None) or error}): fetch it "
+        'again, or leave it out by on_error="skip"'
+    )
+
+
+def _av() -> Any:
+    return load_optional("av", by="video readers", extra="data")
