@@ -82,6 +82,8 @@ class Adapter(nn.Module):
     """
 
     config_class: ClassVar[type[AdapterConfig]]
+    #: Whether the method pools the taps a second time, with queries of its own.
+    pools_again: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -167,6 +169,7 @@ class Adapter(nn.Module):
         """Pool portions of taps while the backbones go on; the rest is done at the end."""
         dtype = torch.promote_types(self.visual.dtype, self.audio.dtype)
         weights, outward = self.distillation.prepare()
+        weights, again = weights.for_two() if self.pools_again else (weights, weights)
         pooled: list[Tensor] = []
         distilled: list[Tensor] = []
         read = {"visual": 0, "audio": 0}
@@ -188,7 +191,7 @@ class Adapter(nn.Module):
 
         with SideStreams(inputs["visual"].device) as side:
             taps = self._run_backbones(inputs, side, pool)
-        return self._output(self._fuse(pooled, distilled, weights, outward), taps["visual"], segments)
+        return self._output(self._fuse(pooled, distilled, again, outward), taps["visual"], segments)
 
     def forward_taps(
         self, visual_taps: Sequence[Tensor], audio_taps: Sequence[Tensor], *, num_segments: int
@@ -221,8 +224,9 @@ class Adapter(nn.Module):
         taps += [audio_taps[i].to(dtype) for i in self.distilled["audio"]]
         self.distillation.measure(taps)
         weights, outward = self.distillation.prepare()
+        weights, again = weights.for_two() if self.pools_again else (weights, weights)
         pooled = self.distillation.pool(taps, weights)
-        return self._output(self._fuse(pooled, taps, weights, outward), visual_taps, num_segments)
+        return self._output(self._fuse(pooled, taps, again, outward), visual_taps, num_segments)
 
     def _per_segment(self, audio_taps: Sequence[Tensor], segments: int, first: int = 0) -> list[Tensor]:
         """Consecutive audio taps, from number ``first`` on, with one row a segment whatever the layout."""
@@ -257,7 +261,7 @@ class Adapter(nn.Module):
         Args:
             pooled: (B, R, D_l) for each distilled tap, visual ones first, B segments of all clips.
             taps: these taps, (B, N_l, D_l).
-            weights: what they were pooled with.
+            weights: what they were pooled with, for another time.
             outward: what ``distillation.prepare()`` made beside it.
         """
         raise NotImplementedError

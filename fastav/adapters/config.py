@@ -118,7 +118,7 @@ class AdapterConfig:
             raise ValueError(
                 f"{type(self).__name__}: layers has the keys {sorted(self.layers)}, wanted 'visual' and 'audio'"
             )
-        self.inject_stages = _plain(self.inject_stages)
+        self.inject_stages = _plain(self.inject_stages, "inject_stages")
 
     def layers_of(self, modality: str) -> Layers | None:
         """The blocks to distil of ``"visual"`` or ``"audio"``; None for :meth:`default_layers`."""
@@ -172,12 +172,12 @@ def check_number(config: AdapterConfig, name: str, least: float = -math.inf) -> 
         raise ValueError(f"{type(config).__name__}: {name} is {value!r}, wanted a number{bound}")
 
 
-def _plain(layers: Layers | None) -> Layers | None:
+def _plain(layers: Layers | None, name: str = "layers") -> Layers | None:
     """Ranges and tuples as lists, which is what JSON gives back."""
     if layers is None or isinstance(layers, (str, int)):
         return layers
     if not isinstance(layers, Sequence):
-        raise ValueError(f"layers is {layers!r}, wanted 'all', a number of last blocks, indices or names")
+        raise ValueError(f"{name} is {layers!r}, wanted 'all', a number of last blocks, indices or names")
     return list(layers)  # type: ignore[return-value]
 
 

@@ -17,19 +17,27 @@ class PoolingWeights(NamedTuple):
     """What pooling reads beside the taps, made of weights alone; one entry a tap in each list.
 
     Attributes:
-        queries: (R, D_l).
+        queries: (R, D_l), or (B, R, D_l) where they differ per sample.
         weight: (D_l,), the affine part of the taps' norm, or None.
         bias: (D_l,), likewise.
     """
 
-    queries: list[Tensor]
-    weight: list[Tensor] | None
-    bias: list[Tensor] | None
+    queries: Sequence[Tensor]
+    weight: Sequence[Tensor] | None
+    bias: Sequence[Tensor] | None
 
     def of(self, first: int, count: int) -> "PoolingWeights":
         """Those of some consecutive taps."""
         span = slice(first, first + count)
         return PoolingWeights(self.queries[span], self.weight and self.weight[span], self.bias and self.bias[span])
+
+    def for_two(self) -> "tuple[PoolingWeights, PoolingWeights]":
+        """The same for two uses, with one launch for the sums of their gradients."""
+        if self.weight is None or self.bias is None:
+            return self, self
+        count = len(self.weight)
+        one, other = hand_out([*self.weight, *self.bias], 2)
+        return tuple(self._replace(weight=use[:count], bias=use[count:]) for use in (one, other))  # type: ignore
 
     def tensors(self) -> list[Tensor]:
         """All of them."""

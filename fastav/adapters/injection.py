@@ -38,7 +38,7 @@ class Injection(nn.Module):
 
     def forward(self, features: Sequence[Tensor], memory: Tensor) -> list[Tensor]:
         """Inject the memory (B, M, W) into features (B, N_s, D_s): as many of the same shapes and dtype."""
-        gated = self.to_values * (self.gates @ self.owns)
+        gated = self.to_values * (self.gates[:, None] * self.owns).sum(0)  # not a matmul, which autocast would round
         keys, values = ops.project(
             [memory, memory], [self.to_keys, gated], norm="layer", eps=self.eps, stack=True
         ).unbind()

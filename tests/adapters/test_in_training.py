@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fastav import MettleAdapter, MettleConfig
+from fastav import MettleAdapter, create_adapter
 
 
 @pytest.fixture
@@ -74,26 +74,30 @@ def test_non_reentrant_checkpointing(adapter):
         assert torch.equal(a, b)
 
 
-def _step(rank, world, path, vit, whisper):
+def _step(rank, world, path, vit, whisper, config):
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{path}/meet", rank=rank, world_size=world)
     torch.manual_seed(0)
-    model = MettleAdapter(vit, whisper, MettleConfig(standardize_batches=1))
+    model = create_adapter(config.pop("name"), visual=vit, audio=whisper, standardize_batches=1, **config)
     wrapped = DistributedDataParallel(model) if world > 1 else model
     frames, mel = inputs()
     if world > 1:
         frames, mel = frames[rank : rank + 1], mel[rank : rank + 1]
     out = wrapped(frames, mel)
-    (out.visual.square().mean() + out.audio.mean()).backward()
+    dense = sum(x.square().mean() for x in out.features)
+    (out.visual.square().mean() + out.audio.square().mean() + out.aux_loss + dense).backward()
     torch.save({name: p.grad for name, p in model.named_parameters() if p.requires_grad}, f"{path}/{world}{rank}")
     if world > 1:
         dist.destroy_process_group()
 
 
-def test_two_processes_get_the_gradients_of_one(vit, whisper, tmp_path):
+@pytest.mark.parametrize(
+    "config", [{"name": "mettle"}, {"name": "molt"}, {"name": "molt", "inject_stages": "stages"}], ids=str
+)
+def test_two_processes_get_the_gradients_of_one(vit, whisper, tmp_path, config):
     path = str(tmp_path)
-    mp.spawn(_step, (2, path, vit, nn.Module.share_memory(whisper)), nprocs=2)
-    _step(0, 1, path, vit, whisper)
+    mp.spawn(_step, (2, path, vit, nn.Module.share_memory(whisper), config), nprocs=2)
+    _step(0, 1, path, vit, whisper, config)
     alone, first, second = (torch.load(f"{path}/{name}") for name in ("10", "20", "21"))
     for name, gradient in alone.items():
         assert torch.equal(first[name], second[name])

@@ -106,6 +106,9 @@ def test_config_round_trip_and_unknown_keys():
         ({"audio_layout": "clips"}, "audio_layout is 'clips'"),
         ({"layers": {"visual": 1}}, "layers has the keys"),
         ({"standardize_batches": True}, "standardize_batches is True"),
+        ({"inject_source": "sound"}, "inject_source is 'sound'"),
+        ({"inject_gate": float("nan")}, "inject_gate is nan, wanted a number"),
+        ({"inject_stages": 2.5}, "inject_stages is 2.5"),
     ],
 )
 def test_wrong_options_are_named(options, message):
@@ -115,7 +118,7 @@ def test_wrong_options_are_named(options, message):
 
 def test_create_adapter_names_its_methods(vit, whisper):
     assert isinstance(create_adapter("mettle", visual=vit, audio=whisper, num_tokens=2), MettleAdapter)
-    with pytest.raises(ValueError, match=r"no method 'lavish'; choose one of \['mettle', 'molt'\]"):
+    with pytest.raises(ValueError, match=r"no adapter method 'lavish'; choose one of \['mettle', 'molt'\]"):
         create_adapter("lavish", visual=vit, audio=whisper)
     with pytest.raises(TypeError, match="MettleConfig"):
         MettleAdapter(vit, whisper, config={"num_tokens": 2})
@@ -125,5 +128,7 @@ def test_layers_and_own_taps_must_agree(vit, whisper):
     adapter = MettleAdapter(vit, whisper, MettleConfig(layers={"visual": 2, "audio": "all"}))
     assert adapter.visual.tap_names == ("blocks.1", "blocks.2")
     MettleAdapter(FrozenBackbone(vit, 2), whisper, MettleConfig(layers={"visual": 2, "audio": "all"}))
+    chosen = MettleAdapter(FrozenBackbone(vit), whisper, MettleConfig(layers={"visual": 2, "audio": "all"}))
+    assert (len(chosen.visual.tap_names), chosen.distilled["visual"]) == (3, (1, 2))
     with pytest.raises(ValueError, match=r"config\.layers asks for 2"):
-        MettleAdapter(FrozenBackbone(vit), whisper, MettleConfig(layers={"visual": 2, "audio": "all"}))
+        MettleAdapter(FrozenBackbone(vit, [0, 2]), whisper, MettleConfig(layers={"visual": 2, "audio": "all"}))

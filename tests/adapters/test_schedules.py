@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from fastav import MettleAdapter, MettleConfig
+from fastav import MettleAdapter, MettleConfig, MoLTAdapter, MoLTConfig
 
 SCHEDULES = ("serial", "fused", "streamed")
 
@@ -70,6 +70,47 @@ def test_all_schedules_give_the_same_bits(swin, whisper, config, monkeypatch):
     in_portions = [2, 2, 1, 1]
     assert counts[:6] == [6] * 6
     assert counts[6:] == ([6] + 2 * in_portions if config.standardize else 3 * in_portions)
+
+
+OTHERS = [
+    MoLTConfig(),
+    MoLTConfig(inject_stages="stages", layers={"visual": [0, 3], "audio": 1}, audio_layout="clip"),
+    MettleConfig(inject_stages="stages"),
+]
+
+
+def built(swin, whisper, config):
+    torch.manual_seed(0)
+    return {MettleConfig: MettleAdapter, MoLTConfig: MoLTAdapter}[type(config)](swin, whisper, config).eval()
+
+
+@pytest.mark.parametrize("config", OTHERS, ids=["molt", "molt dense", "mettle dense"])
+def test_other_methods_and_injection_in_all_schedules(swin, whisper, config):
+    found = {}
+    for schedule, adapter in of_each_schedule(built(swin, whisper, config)).items():
+        out = adapter(*inputs(config.audio_layout))
+        parts = [out.visual, out.audio, *out.features, out.aux_loss]
+        sum(part.square().mean() for part in parts).backward()
+        found[schedule] = parts + [p.grad for p in adapter.parameters() if p.requires_grad]
+    for schedule in ("fused", "streamed"):
+        assert all(map(torch.equal, found[schedule], found["serial"]))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("config", OTHERS, ids=["molt", "molt dense", "mettle dense"])
+def test_other_methods_and_injection_do_not_race(swin, whisper, fake_cuda, config, schedule):
+    adapter = built(swin, whisper, config)
+    adapter.config.schedule = schedule
+    with fake_cuda:
+        out = adapter(*(x.mul(1) for x in inputs(config.audio_layout)))
+        torch.cat([out.visual, out.audio]).sum() + sum(x.sum() for x in out.features)
+    home = fake_cuda.home
+    pooling = fake_cuda.streams_of("fastav::distill")
+    if isinstance(config, MoLTConfig):  # across modalities it pools when both are there
+        assert pooling.pop() == home
+    assert (home in pooling) is (schedule != "streamed")
+    if config.inject_stages is not None:
+        assert fake_cuda.streams_of("fastav::inject") == [home]
 
 
 def test_streamed_pools_while_the_backbone_goes_on(vit, whisper, monkeypatch):
