@@ -5,8 +5,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fastav.adapters import AdapterOutput
 from fastav.metrics import LocalizationScores
-from fastav.tasks import LocalizationHead, decode_localization, localization_loss
+from fastav.tasks import (
+    LocalizationHead,
+    LocalizationTask,
+    decode_localization,
+    localization_loss,
+    weak_localization_loss,
+)
 
 
 def test_head_learns_what_is_both_seen_and_heard():
@@ -66,6 +73,111 @@ def test_loss_is_the_mean_over_all_segments():
     torch.testing.assert_close(localization_loss(logits, labels), by_hand)
     smooth = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=0.1)
     torch.testing.assert_close(localization_loss(logits, labels, label_smoothing=0.1), smooth)
+
+
+def test_weak_loss_by_hand():
+    """Linear softmax pooling of what the softmax gives each class, background counted but not pooled."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 5, 4, dtype=torch.float64)
+    clip_labels = torch.tensor([[1.0, 0, 0], [0, 1, 1]], dtype=torch.float64)
+    p = logits.softmax(-1)
+    total = 0.0
+    for b in range(2):
+        for c in range(3):
+            clip = sum(p[b, t, c] ** 2 for t in range(5)) / sum(p[b, t, c] for t in range(5))
+            total -= math.log(clip if clip_labels[b, c] else 1 - clip)
+    assert weak_localization_loss(logits, clip_labels).item() == pytest.approx(total / 2, rel=1e-12)
+
+
+def test_weak_loss_teaches_seconds_apart():
+    """In a clip with the event, seconds with much of it are to have more and those with little less of it."""
+    logits = torch.tensor([2.0, 0.0, -1.0, -3.0])[None, :, None] * torch.tensor([1.0, 0.0])  # one class, background
+    logits = logits.requires_grad_()
+    weak_localization_loss(logits, torch.ones(1, 1)).backward()
+    p = logits.detach().softmax(-1)[0, :, 0]
+    half = (p * p).sum() / p.sum() / 2  # where the pooling's derivative changes its sign
+    assert ((logits.grad[0, :, 0] < 0) == (p > half)).all()
+    assert (p > half).tolist() == [True, True, False, False]
+
+
+def test_weak_loss_stays_right_where_probabilities_are_rounded():
+    """Of a class that is wrong beyond doubt the probability is 1 in float32, and 1 - p has no digit left."""
+    logits = torch.tensor([[[60.0, 0.0, -60.0]] * 3], requires_grad=True)
+    loss = weak_localization_loss(logits, torch.tensor([[0.0, 1.0]]))
+    assert loss.item() == pytest.approx(60 + 60, rel=1e-6)
+    loss.backward()
+    assert logits.grad[..., 0].sum().item() == pytest.approx(2.0, rel=1e-5)
+
+
+def test_task_learns_when_from_what_happens_in_the_clip():
+    """Class c is an event where it is both seen and heard; no second is labelled and background is never named."""
+    torch.manual_seed(0)
+    directions = torch.randn(3, 2, 8)
+    seen, heard = torch.randint(3, (2, 128, 1)).expand(2, 128, 10).clone()
+    for part in (seen, heard):
+        start = torch.randint(8, (128, 1))
+        away = (torch.arange(10) >= start) & (torch.arange(10) < start + 3)
+        part[away] = (part[away] + torch.randint(1, 3, part[away].shape)) % 3
+    labels = torch.where(seen == heard, seen, 3)
+    clip_labels = F.one_hot(labels, 4)[..., :3].amax(1).float()
+    out = AdapterOutput(directions[seen], directions.flip(0)[heard], torch.zeros(()))
+    task = LocalizationTask(3, num_tokens=2, width=8, supervision="weak")
+    optimizer = torch.optim.AdamW(task.parameters(), 3e-3)
+    for _ in range(100):
+        loss = task.loss(task(out, {}), {"clip_labels": clip_labels})
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    task.eval()
+    metric = task.metric()
+    said = task(out, {})
+    task.update(metric, said, {"labels": labels})
+    found = metric.compute()
+    assert found["accuracy"] > 0.95
+    assert found["background_recall"] > 0.95
+    decoded = task.decode(said)
+    assert torch.equal(decoded["labels"], decoded["probabilities"].argmax(-1))
+    # Sums of four float32.
+    torch.testing.assert_close(decoded["probabilities"].sum(-1), torch.ones(128, 10))
+
+
+def test_task_of_full_supervision():
+    torch.manual_seed(0)
+    task = LocalizationTask(3, num_tokens=2, width=8, label_smoothing=0.1).eval()
+    visual, audio = torch.randn(2, 2, 5, 2, 8)
+    batch = {"labels": torch.tensor([[0, 1, 2, 3, 3]] * 2), "mismatched": torch.tensor([[0, 0, 0, 1, 0]] * 2).bool()}
+    said = task(AdapterOutput(visual, audio, torch.zeros(())), batch)
+    assert torch.equal(said, task.head(visual, audio))
+    assert task.loss(said, batch) == localization_loss(said, batch["labels"], label_smoothing=0.1)
+    metric, by_hand = task.metric(), LocalizationScores(3)
+    task.update(metric, said, batch)
+    by_hand.update(decode_localization(said), batch["labels"], batch["mismatched"])
+    assert metric.compute() == by_hand.compute()
+    assert task.monitor in metric.compute()
+
+
+@pytest.mark.parametrize(
+    ("options", "batch", "message"),
+    [
+        ({}, {"clip_labels": 0}, "no 'labels', only 'clip_labels'; use supervision='weak'"),
+        ({"supervision": "weak"}, {"labels": 0}, "no 'clip_labels', only 'labels'; weak supervision needs them"),
+    ],
+)
+def test_targets_that_are_not_there_are_named(options, batch, message):
+    task = LocalizationTask(3, num_tokens=2, width=8, **options)
+    with pytest.raises(ValueError, match=message):
+        task.loss(torch.zeros(2, 5, 4), batch)
+
+
+def test_wrong_options_and_shapes_are_named():
+    with pytest.raises(ValueError, match="supervision is 'half', wanted 'full' or 'weak'"):
+        LocalizationTask(3, num_tokens=2, width=8, supervision="half")
+    with pytest.raises(ValueError, match=r"label_smoothing=0\.1 is for full supervision"):
+        LocalizationTask(3, num_tokens=2, width=8, supervision="weak", label_smoothing=0.1)
+    with pytest.raises(ValueError, match=r"logits are \(2, 5, 4\) and clip_labels \(2, 4\)"):
+        weak_localization_loss(torch.zeros(2, 5, 4), torch.zeros(2, 4))
+    with pytest.raises(ValueError, match=r"LocalizationHead: visual is \(2, 5, 2, 8\) and audio \(2, 4, 2, 8\)"):
+        LocalizationHead(3, num_tokens=2, width=8)(torch.zeros(2, 5, 2, 8), torch.zeros(2, 4, 2, 8))
 
 
 def test_scores_by_hand():
