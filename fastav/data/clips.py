@@ -43,7 +43,7 @@ class ClipDataset(Dataset[Clip | None], Generic[Row]):
         num_segments: T.
         seconds_per_segment: length of a segment's sound.
         rows: the annotations of the clips, in order; those left out are not among them.
-        missing: what was left out: for each id the files that it lacks, in words.
+        missing: what was left out: by name of the clips' files, what they lack, in words.
 
     Raises:
         DataError: wrong arguments, annotations that cannot be right, or missing files.
@@ -101,8 +101,12 @@ class ClipDataset(Dataset[Clip | None], Generic[Row]):
         return clip if self.preprocess is None else self.preprocess(clip)
 
     def id_of(self, row: Row) -> str:
-        """The name of the clip's files."""
+        """What the clip is called."""
         raise NotImplementedError
+
+    def file_of(self, row: Row) -> str:
+        """The name of the clip's files, where it is not the clip's."""
+        return self.id_of(row)
 
     def media(self, row: Row) -> Clip:
         """The clip's "frames" and "sound"."""
@@ -115,7 +119,7 @@ class ClipDataset(Dataset[Clip | None], Generic[Row]):
     def _keep(self, rows: Iterable[Row], missing: Mapping[str, str]) -> None:
         """Take the rows whose files are there; the others are an error or left out with a warning."""
         rows = list(rows)
-        self.rows = [row for row in rows if self.id_of(row) not in missing]
+        self.rows = [row for row in rows if self.file_of(row) not in missing]
         self.missing = dict(missing)
         if not missing:
             return
@@ -146,7 +150,7 @@ class MediaTreeDataset(ClipDataset[Row]):
     def __init__(self, root: str | Path, split: str, *, media: str = "auto", **options: Any) -> None:
         super().__init__(root, split, **options)
         rows = self.annotations()
-        self.layout = find_media(self.root, map(self.id_of, rows), media=media)
+        self.layout = find_media(self.root, map(self.file_of, rows), media=media)
         self._keep(rows, self.layout.missing)
 
     def annotations(self) -> list[Row]:
@@ -160,7 +164,7 @@ class MediaTreeDataset(ClipDataset[Row]):
     def media(self, row: Row) -> Clip:
         """The clip's "frames" and "sound"."""
         return read_clip(
-            self.layout.files[self.id_of(row)],
+            self.layout.files[self.file_of(row)],
             num_segments=self.num_segments,
             seconds_per_segment=self.seconds_per_segment,
             image_size=self.image_size,
