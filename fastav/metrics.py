@@ -2,6 +2,7 @@
 
 from fastav.tasks.localization_metric import LocalizationScores
 from fastav.tasks.parsing_metric import ParsingScores
+from fastav.tasks.question_answering_metric import QuestionAnsweringScores
 from fastav.tasks.segmentation_metric import SegmentationScores
 
-__all__ = ["LocalizationScores", "ParsingScores", "SegmentationScores"]
+__all__ = ["LocalizationScores", "ParsingScores", "QuestionAnsweringScores", "SegmentationScores"]

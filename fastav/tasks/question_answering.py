@@ -1,0 +1,221 @@
+"""Audio-visual question answering (MUSIC-AVQA): one of a list of answers to a question about a clip."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastav.adapters import AdapterOutput
+from fastav.tasks.evidence import check_tokens, target
+from fastav.tasks.questions import EncodedQuestions, FrozenTextEncoder, QuestionLSTM
+from fastav.tasks.task import Batch, Task
+from fastav.tasks.vocabulary import Vocabulary
+
+_WAVES = 8  # cosines over the clip that tell when a segment is
+
+
+class QuestionAnsweringHead(nn.Module):
+    """Look and listen for what the question names, second by second, and answer from what was found when.
+
+    Every segment is described three times: what is seen, what is heard, and their product, what both agree on. Slots
+    gather what a question is about, each by its own attention over the words, and are compared with every segment's
+    three descriptions. From these matches and from the descriptions as the question filters them comes the evidence of
+    every segment, which is pooled over time in three ways: its mean (how long), its largest (whether at all, how
+    many), and under learned attention that knows when a segment is (which first, what meanwhile). Mathematics:
+    docs/tasks/question_answering.md.
+
+    Args:
+        num_answers: how many answers to choose from.
+        num_tokens: K of the adapter's output.
+        width: W of the adapter's output.
+        question_width: Q of the question encoder.
+        hidden: width of the descriptions; the evidence is twice as wide.
+        slots: how many things one question is taken to be about at most.
+        heads: over time; they divide 2 x ``hidden``.
+        dropout: on the tokens, the evidence and before the answer, in training.
+    """
+
+    def __init__(
+        self,
+        num_answers: int,
+        *,
+        num_tokens: int,
+        width: int,
+        question_width: int = 128,
+        hidden: int = 128,
+        slots: int = 4,
+        heads: int = 4,
+        dropout: float = 0.3,
+    ) -> None:
+        super().__init__()
+        self.tokens, self.heads = (num_tokens, width), heads
+        self.seen = _describe(num_tokens * width, hidden, dropout)
+        self.heard = _describe(num_tokens * width, hidden, dropout)
+        self.pick = nn.Linear(question_width, slots)
+        self.name = nn.Linear(question_width, 3 * hidden)
+        self.ask = nn.Linear(question_width, hidden)
+        self.when = nn.Linear(_WAVES, hidden)
+        self.evidence = nn.Sequential(nn.Linear(3 * slots + 3 * hidden, 2 * hidden), nn.GELU(), nn.Dropout(dropout))
+        self.attend = nn.Linear(2 * hidden, heads)
+        self.answer = nn.Sequential(
+            nn.LayerNorm(7 * hidden),
+            nn.Linear(7 * hidden, 2 * hidden),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(2 * hidden, num_answers),
+        )
+
+    def forward(self, visual: Tensor, audio: Tensor, questions: EncodedQuestions) -> Tensor:
+        """From an adapter's tokens (B, T, K, W) and B questions to logits (B, num_answers).
+
+        Raises:
+            ValueError: tokens of another shape, or another number of questions.
+        """
+        check_tokens("QuestionAnsweringHead", visual, audio, self.tokens)
+        if len(questions.sentence) != len(visual):
+            raise ValueError(
+                f"QuestionAnsweringHead: {len(questions.sentence)} questions for {len(visual)} clips, wanted one a "
+                "clip; repeat the tokens of a clip that is asked several"
+            )
+        seen, heard = self.seen(visual.flatten(2)), self.heard(audio.flatten(2))
+        streams = torch.stack([seen, heard, seen * heard], 1)  # (B, 3, T, hidden)
+        matches = torch.einsum("bsmd,bmtd->btsm", self._slots(questions), streams) * seen.shape[-1] ** -0.5
+        question = self.ask(questions.sentence)
+        asked = question[:, None] + self.when(_waves(seen))
+        evidence = self.evidence(torch.cat([matches.flatten(2), seen * asked, heard * asked, asked], -1))
+        chosen = self.attend(evidence).softmax(1)  # (B, T, heads)
+        attended = torch.einsum("bth,bthd->bhd", chosen, evidence.unflatten(-1, (self.heads, -1))).flatten(1)
+        return self.answer(torch.cat([evidence.mean(1), evidence.amax(1), attended, question], -1))
+
+    def _slots(self, questions: EncodedQuestions) -> Tensor:
+        """What the question is about, for each of the three streams: (B, slots, 3, hidden)."""
+        scores = self.pick(questions.words).masked_fill(~questions.mask[..., None], -torch.inf)
+        return torch.einsum("bls,bld->bsd", scores.softmax(1), self.name(questions.words)).unflatten(-1, (3, -1))
+
+
+def _describe(inputs: int, hidden: int, dropout: float) -> nn.Sequential:
+    """A segment's K tokens side by side, (..., K W) -> (..., hidden)."""
+    return nn.Sequential(nn.LayerNorm(inputs), nn.Dropout(dropout), nn.Linear(inputs, hidden))
+
+
+def _waves(segments: Tensor) -> Tensor:
+    """(B, T, ...) -> (T, waves): half a period of a cosine over the clip, a whole one, ..., so that T is free."""
+    middle = (torch.arange(segments.shape[1], device=segments.device) + 0.5) / segments.shape[1]
+    periods = torch.arange(1, _WAVES + 1, device=segments.device)
+    return torch.cos(math.pi * middle[:, None] * periods).to(segments.dtype)
+
+
+def question_answering_loss(logits: Tensor, answers: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy over the answers, the mean over questions.
+
+    Args:
+        logits: (B, num_answers), from :class:`QuestionAnsweringHead`.
+        answers: (B,) int64, the right answers.
+        label_smoothing: as in torch's ``cross_entropy``.
+
+    Raises:
+        ValueError: shapes that do not match.
+    """
+    if logits.ndim != 2 or answers.shape != logits.shape[:1]:
+        raise ValueError(
+            f"question_answering_loss: logits are {tuple(logits.shape)} and answers {tuple(answers.shape)}, "
+            f"wanted (B, num_answers) and (B,)"
+        )
+    return F.cross_entropy(logits, answers, label_smoothing=label_smoothing)
+
+
+def decode_question_answering(logits: Tensor) -> Tensor:
+    """The answer to every question: (B, num_answers) logits -> (B,) int64."""
+    return logits.argmax(-1)
+
+
+class QuestionAnsweringTask(Task):
+    """Question answering behind the interface of all tasks.
+
+    Args:
+        vocabulary: the words of the training questions, as :attr:`Vocabulary.words` has them; read by a
+            :class:`QuestionLSTM`, ignored with a ``text_model``.
+        num_answers: how many answers to choose from.
+        num_tokens: K of the adapter's output.
+        width: W of the adapter's output.
+        text_model: name or folder of a frozen Hugging Face text transformer that reads the questions in place of the
+            LSTM; see :meth:`FrozenTextEncoder.from_pretrained`.
+        hidden: see :class:`QuestionAnsweringHead`.
+        dropout: see :class:`QuestionAnsweringHead`.
+        label_smoothing: see :func:`question_answering_loss`.
+    """
+
+    name = "question_answering"
+    monitor = "accuracy"
+
+    def __init__(
+        self,
+        vocabulary: Sequence[str],
+        num_answers: int,
+        *,
+        num_tokens: int,
+        width: int,
+        text_model: str | None = None,
+        hidden: int = 128,
+        dropout: float = 0.3,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.question_encoder: QuestionLSTM | FrozenTextEncoder
+        if text_model is None:
+            self.question_encoder = QuestionLSTM(Vocabulary(vocabulary))
+        else:
+            self.question_encoder = FrozenTextEncoder.from_pretrained(text_model)
+        self.head = QuestionAnsweringHead(
+            num_answers,
+            num_tokens=num_tokens,
+            width=width,
+            question_width=self.question_encoder.width,
+            hidden=hidden,
+            dropout=dropout,
+        )
+        self.num_answers, self.label_smoothing = num_answers, label_smoothing
+
+    def forward(self, out: AdapterOutput, batch: Batch) -> Tensor:
+        """Logits (B, num_answers), of the batch's ``question``, a list of B strings.
+
+        Raises:
+            ValueError: the batch has none.
+        """
+        questions = target(batch, "question", "question answering reads one question a clip")
+        return self.head(out.visual, out.audio, self.question_encoder(questions))
+
+    def loss(self, said: Tensor, batch: Batch) -> Tensor:
+        """:func:`question_answering_loss` of the batch's ``answer`` (B,).
+
+        Raises:
+            ValueError: the batch has none.
+        """
+        answers = target(batch, "answer", "question answering is learned from it")
+        return question_answering_loss(said, answers, label_smoothing=self.label_smoothing)
+
+    def metric(self) -> Any:
+        """A new :class:`fastav.metrics.QuestionAnsweringScores`."""
+        from fastav.tasks.question_answering_metric import QuestionAnsweringScores
+
+        return QuestionAnsweringScores()
+
+    def update(self, metric: Any, said: Tensor, batch: Batch) -> None:
+        """Count one batch by its ``answer`` and ``question_type``, (B,) each.
+
+        Raises:
+            ValueError: the batch lacks one of them.
+        """
+        answers = target(batch, "answer", "score a split whose questions have answers")
+        types = target(batch, "question_type", "scores are by type: indices into fastav.data.QUESTION_TYPES")
+        metric.update(decode_question_answering(said), answers, types)
+
+    def decode(self, said: Tensor) -> dict[str, Tensor]:
+        """``answers`` (B,) int64 and ``probabilities`` (B, num_answers)."""
+        wide = torch.promote_types(said.dtype, torch.float32)
+        return {"answers": decode_question_answering(said), "probabilities": said.softmax(-1, dtype=wide)}

@@ -1,0 +1,161 @@
+"""Question encoders: an LSTM over the training questions' words, or a frozen text transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from fastav.data.optional import load_optional
+from fastav.tasks.vocabulary import Vocabulary, check_questions
+
+
+class EncodedQuestions(NamedTuple):
+    """B questions as vectors of the encoder's ``width`` Q, all floating."""
+
+    sentence: Tensor  # (B, Q)
+    words: Tensor  # (B, L, Q), zeros where there is no word
+    mask: Tensor  # (B, L) bool, True where there is a word
+
+
+class QuestionLSTM(nn.Module):
+    """Read questions word by word.
+
+    Every word is embedded, one LSTM runs over them, and a linear map brings its states to ``width``. The sentence is
+    the state after the last word; a word is its embedding plus the state after it. Padding is never read: a question
+    gives the same whatever it is batched with.
+
+    Args:
+        vocabulary: of the training questions. It is not in ``state_dict()``, only its fingerprint is: weights are not
+            loaded onto other words.
+        width: Q, of the embedding and of what comes out.
+        hidden: units of the LSTM, 512 in the benchmark.
+        forget: chance in training that a word is read as unknown, so that the unknown has a meaning in evaluation.
+    """
+
+    fingerprint: Tensor
+
+    def __init__(self, vocabulary: Vocabulary, *, width: int = 128, hidden: int = 512, forget: float = 0.01) -> None:
+        super().__init__()
+        self.vocabulary, self.width, self.forget = vocabulary, width, forget
+        self.embedding = nn.Embedding(len(vocabulary), width, padding_idx=vocabulary.padding)
+        self.lstm = nn.LSTM(width, hidden, batch_first=True)
+        self.project = nn.Linear(hidden, width)
+        self.register_buffer("fingerprint", torch.tensor([vocabulary.fingerprint]))
+        self.register_load_state_dict_pre_hook(_check_fingerprint)
+
+    def forward(self, questions: Sequence[str]) -> EncodedQuestions:
+        """Encode B questions.
+
+        Raises:
+            TypeError, ValueError: as :meth:`Vocabulary.encode`.
+        """
+        numbers = self.vocabulary.encode(questions).to(self.embedding.weight.device)
+        mask = numbers != self.vocabulary.padding
+        if self.training:
+            forgotten = mask & (torch.rand(numbers.shape, device=numbers.device) < self.forget)
+            numbers = numbers.masked_fill(forgotten, self.vocabulary.unknown)
+        lengths, embedded = mask.sum(1), self.embedding(numbers)
+        packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        states, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
+        states = self.project(states)
+        last = states[torch.arange(len(states), device=states.device), lengths - 1]
+        # A word is itself and what the words before it make of it: "violin" is the same thing in every question.
+        return EncodedQuestions(last, (embedded + states) * mask[..., None], mask)
+
+
+class FrozenTextEncoder(nn.Module):
+    """Read questions by a frozen Hugging Face text transformer (BERT, MiniLM, ...).
+
+    Its last states are layer-normalised and brought to ``width`` by a learned linear map; the sentence is the same of
+    their mean over the question's tokens. The transformer is frozen, stays in eval mode whatever ``train()`` is called
+    on, runs without gradient and stays out of ``state_dict()``.
+
+    Args:
+        model: from ``transformers.AutoModel``, an encoder.
+        tokenizer: its own, from ``transformers.AutoTokenizer``.
+        width: Q.
+
+    Raises:
+        ValueError: a tokenizer that cannot pad.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any, *, width: int = 128) -> None:
+        super().__init__()
+        if tokenizer.pad_token is None:
+            raise ValueError("the tokenizer has no padding token: set tokenizer.pad_token")
+        self.model, self.tokenizer, self.width = model, tokenizer, width
+        size: int = model.config.hidden_size  # type: ignore[union-attr, assignment]
+        self.project = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, width))
+        self.model.requires_grad_(False)
+        self.model.eval()
+        self.register_state_dict_post_hook(_leave_out_model)
+        self.register_load_state_dict_pre_hook(_supply_model)
+
+    @classmethod
+    def from_pretrained(cls, name: str, *, width: int = 128) -> FrozenTextEncoder:
+        """Load transformer and tokenizer by their name on the Hugging Face hub, or from a folder.
+
+        Raises:
+            ValueError: they cannot be loaded.
+            ImportError: transformers is missing.
+        """
+        transformers = load_optional("transformers", by="text transformers", extra="backbones")
+        try:
+            model = transformers.AutoModel.from_pretrained(name)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"the text transformer {name!r} cannot be loaded: give its name on the Hugging Face hub, or, without "
+                "a connection, a folder with its config.json, its weights and its tokenizer's files"
+            ) from error
+        return cls(model, tokenizer, width=width)
+
+    def forward(self, questions: Sequence[str]) -> EncodedQuestions:
+        """Encode B questions; L counts the tokenizer's tokens, special ones included.
+
+        Raises:
+            TypeError, ValueError: as :meth:`Vocabulary.encode`, and for questions longer than the transformer takes.
+        """
+        tokens = self.tokenizer(list(check_questions(questions)), padding=True, return_tensors="pt")
+        longest = getattr(self.model.config, "max_position_embeddings", None)
+        if longest is not None and tokens["input_ids"].shape[1] > longest:
+            raise ValueError(f"a question has {tokens['input_ids'].shape[1]} tokens, the transformer takes {longest}")
+        weight = self.project[1].weight
+        with torch.no_grad():
+            states = self.model(**tokens.to(weight.device)).last_hidden_state.to(weight.dtype)
+        mask = tokens["attention_mask"].bool()
+        kept = mask[..., None]
+        mean = (states * kept).sum(1) / kept.sum(1)
+        return EncodedQuestions(self.project(mean), self.project(states) * kept, mask)
+
+    def train(self, mode: bool = True) -> FrozenTextEncoder:
+        """Set the mode of the learned map; the transformer stays in eval mode."""
+        super().train(mode)
+        self.model.eval()
+        return self
+
+
+def _check_fingerprint(encoder: QuestionLSTM, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Before loading: refuse weights that were trained on other words, or the same in another order."""
+    saved = state_dict.get(f"{prefix}fingerprint")
+    if saved is not None and saved.item() != encoder.vocabulary.fingerprint:
+        raise ValueError(
+            "these weights belong to another vocabulary: build QuestionLSTM with the one it was trained with, "
+            "whose words are vocabulary.words"
+        )
+
+
+def _leave_out_model(encoder: FrozenTextEncoder, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """After collecting a state: drop the transformer's own tensors."""
+    for name in encoder.model.state_dict():
+        del state_dict[f"{prefix}model.{name}"]
+
+
+def _supply_model(encoder: FrozenTextEncoder, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Before loading: let the transformer's own tensors stand in for those that a state does not hold."""
+    for name, value in encoder.model.state_dict().items():
+        state_dict.setdefault(f"{prefix}model.{name}", value)
