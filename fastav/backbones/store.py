@@ -82,8 +82,8 @@ class TapStore:
             raise ValueError(f"length and every (N, D) must be 1 or more, got length={length}, shapes={list(shapes)}")
         if dtype not in _WORDS:
             raise ValueError(f"dtype must be one of {', '.join(map(str, _WORDS))}, got {dtype}")
-        if len(names) != len(shapes):
-            raise ValueError(f"{len(names)} names for {len(shapes)} taps")
+        if len(names) != len(shapes) or len(set(names)) < len(names):
+            raise ValueError(f"names are {names}, wanted {len(shapes)} different ones, one a tap")
         index = {
             "version": _VERSION,
             "finished": False,
@@ -141,6 +141,20 @@ class TapStore:
             if array.shape != (index["length"], *shape):
                 raise ValueError(f"{array.filename} holds {array.shape}, not {(index['length'], *shape)}: damaged")
         return cls(path, index, maps)
+
+    def select(self, names: Sequence[str]) -> TapStore:
+        """This finished store with some of its taps alone, in the order of ``names``: only they are read.
+
+        Raises:
+            ValueError: the store is unfinished, or has no taps of these names.
+        """
+        self._check_finished()
+        unknown = [name for name in names if name not in self.names]
+        if unknown or not names:
+            raise ValueError(f"{self.path} has no taps {unknown or list(names)}: its names are {list(self.names)}")
+        chosen = [self.names.index(name) for name in names]
+        index = {**self._index, "names": list(names), "shapes": [self._index["shapes"][i] for i in chosen]}
+        return TapStore(self.path, index, [self._maps[i] for i in chosen])
 
     @property
     def nbytes(self) -> int:
@@ -200,8 +214,7 @@ class TapStore:
         self.finished = True
 
     def __getitem__(self, indices: int | slice | Sequence[int] | Tensor) -> list[Tensor]:
-        if not self.finished:
-            raise ValueError(f"{self.path} is unfinished: {int(self._written.sum())} of {len(self)} rows are written")
+        self._check_finished()
         if isinstance(indices, slice):
             rows = torch.tensor(range(len(self))[indices], dtype=torch.long)
         else:
@@ -216,9 +229,17 @@ class TapStore:
             return [tap[int(rows)].clone() for tap in self._taps]
         return [tap.index_select(0, rows) for tap in self._taps]  # as quick as slices where rows lie in runs: measured
 
+    def _check_finished(self) -> None:
+        if not self.finished:
+            raise ValueError(f"{self.path} is unfinished: {int(self._written.sum())} of {len(self)} rows are written")
+
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the path alone; the data stay in their files."""
-        return TapStore.open, (self.path,)
+        """Pickle the path and the taps' names alone; the data stay in their files."""
+        return _reopen, (self.path, self.names)
+
+
+def _reopen(path: Path, names: Sequence[str]) -> TapStore:
+    return TapStore.open(path).select(names)
 
 
 def _as_json(metadata: Mapping[str, Any] | None) -> dict[str, Any]:

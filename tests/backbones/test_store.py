@@ -212,6 +212,7 @@ def test_no_store_there(tmp_path):
         {"shapes": [(4,)]},
         {"dtype": torch.int64},
         {"names": ["one"]},
+        {"names": ["one", "one"]},
     ],
 )
 def test_senseless_stores_are_refused(tmp_path, options):
@@ -231,6 +232,21 @@ def test_copies_read_the_same_files(tmp_path, clone):
     store, taps = finished(tmp_path)
     assert len(pickle.dumps(store)) < 1000
     assert torch.equal(clone(store)[:][1], taps[1].half())
+
+
+def test_some_taps_alone(tmp_path):
+    store, taps = finished(tmp_path, names=["low", "high"])
+    one, turned = store.select(["high"]), store.select(["high", "low"])
+    assert (one.names, one.shapes, one.nbytes) == (("high",), (SHAPES[1],), 7 * 24 * 2)
+    assert torch.equal(one[[5, 0]][0], taps[1][[5, 0]].half())
+    assert [len(one[2]), len(turned[2])] == [1, 2]
+    assert torch.equal(turned[:][1], taps[0].half())
+    again = pickle.loads(pickle.dumps(one))
+    assert (again.names, torch.equal(again[:][0], one[:][0])) == (("high",), True)
+    with pytest.raises(ValueError, match=r"has no taps \['top'\]: its names are \['low', 'high'\]"):
+        store.select(["low", "top"])
+    with pytest.raises(ValueError, match="is unfinished"):
+        TapStore.create(tmp_path / "new", 7, SHAPES).select(["0"])
 
 
 def test_a_data_loader_batches_rows(tmp_path):
