@@ -53,7 +53,7 @@ class SegmentationHead(nn.Module):
         self.guides = nn.ModuleList(_Guide(d, num_tokens, width, hidden, heads) for d in feature_widths)
         self.dropout = nn.Dropout2d(dropout)
         self.merges = nn.ModuleList(_merge(hidden) for _ in feature_widths)
-        self.mask = nn.Sequential(_merge(hidden), nn.Conv2d(hidden, 1, 1))
+        self.mask = nn.Conv2d(hidden, 1, 1)
 
     def forward(self, features: Sequence[Tensor], visual: Tensor, audio: Tensor, size: tuple[int, int]) -> Tensor:
         """From an adapter's output to the masks' logits.
