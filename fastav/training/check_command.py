@@ -1,0 +1,27 @@
+"""``fastav check-data``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from fastav.data import DATA_SETS, check_data
+from fastav.training.cli import plainly
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Check a data set; 1 if clips are missing or broken."""
+    parser = argparse.ArgumentParser(
+        prog="fastav check-data", description="Say what of a data set is there, and what is missing or broken, by id."
+    )
+    parser.add_argument("name", choices=DATA_SETS, help="the data set")
+    parser.add_argument("root", help="its folder")
+    parser.add_argument("--deep", action="store_true", help="decode every file too, which takes its time")
+    parser.add_argument(
+        "--media", choices=["auto", "video", "frames"], default="auto", help="videos, extracted files, or whichever"
+    )
+    values = parser.parse_args(list(arguments))
+    with plainly():
+        report = check_data(values.name, values.root, deep=values.deep, media=values.media)
+    print(report)
+    return 0 if report.ok else 1

@@ -1,0 +1,163 @@
+"""What a run is made from: dataclasses that the command line's flags and the configuration files both come from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass
+class DataConfig:
+    """Where the clips come from.
+
+    Attributes:
+        root: the data set's folder; ``fastav check-data`` says whether it is laid out as it should be.
+        name: the data set; None is the one that the task was made for. Segmentation has two and wants to be told.
+        media: whether frames and sounds are decoded from the videos ("video"), read as extracted files ("frames"), or
+            whichever is there ("auto").
+        on_error: refuse a data set with a broken or missing file ("raise"), or warn by name and go on without it
+            ("skip").
+        batch_size: clips a batch, on each device.
+        num_workers: processes that read and prepare clips, for each device; 0 does it in the training process.
+        options: further arguments of the data set's reader, such as questions of MUSIC-AVQA.
+    """
+
+    root: str
+    name: Literal["ave", "llp", "avsbench-s4", "avsbench-ms3", "music-avqa"] | None = None
+    media: Literal["auto", "video", "frames"] = "auto"
+    on_error: Literal["raise", "skip"] = "raise"
+    batch_size: int = 8
+    num_workers: int = 4
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "batch_size")
+        _at_least(self, 0, "num_workers")
+
+
+@dataclass
+class VisualConfig:
+    """The frozen visual backbone, which is read from, never trained and never saved.
+
+    Attributes:
+        name: what its library calls it, such as vit_base_patch16_224; of transformers also a folder that
+            ``save_pretrained`` wrote.
+        library: the library that builds it.
+        pretrained: with the library's pretrained weights, which are fetched once and cached. False draws them at
+            random; the name of a transformers model is then its type, such as vit.
+        checkpoint: a file of weights for a timm model, instead of the library's own.
+        options: further arguments of ``timm.create_model``, such as img_size, or fields of the transformers
+            configuration.
+    """
+
+    name: str
+    library: Literal["timm", "transformers"] = "timm"
+    pretrained: bool = True
+    checkpoint: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class AudioConfig:
+    """The frozen audio backbone, a transformers model, which is read from, never trained and never saved.
+
+    Attributes:
+        name: what the Hugging Face hub calls it, such as openai/whisper-tiny, or a folder that ``save_pretrained``
+            wrote.
+        pretrained: with pretrained weights, which are fetched once and cached. False draws them at random; the name is
+            then the model's type, such as whisper.
+        options: fields of its configuration.
+    """
+
+    name: str
+    pretrained: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW with a warm-up and a cosine down to zero.
+
+    Attributes:
+        epochs: passes over the training split.
+        lr: learning rate at the top.
+        weight_decay: of all parameters but those that the adapter names in ``no_weight_decay()``.
+        warm_up: share of all steps in which the learning rate rises.
+        clip_norm: the gradient's largest norm; 0 does not clip.
+        accumulate: batches whose gradients are averaged into one step.
+    """
+
+    epochs: int = 20
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    warm_up: float = 0.05
+    clip_norm: float = 1.0
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "epochs", "accumulate")
+        _at_least(self, 0, "lr", "weight_decay", "warm_up", "clip_norm")
+        if self.warm_up > 1:
+            raise ValueError(f"warm_up is {self.warm_up}, wanted a share of all steps, 0 ... 1")
+
+
+@dataclass
+class TrainerConfig:
+    """Where and how Lightning runs it.
+
+    Attributes:
+        accelerator: cpu, gpu, mps, or auto for the best there is.
+        devices: how many, a list of their numbers, or auto for all; each gets a process of its own.
+        precision: Lightning's word for it, such as 32-true, bf16-mixed or 16-mixed.
+        patience: stop after so many epochs without a better score; None goes through all epochs.
+    """
+
+    accelerator: str = "auto"
+    devices: int | list[int] | Literal["auto"] = "auto"
+    precision: str = "32-true"
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.patience is not None:
+            _at_least(self, 1, "patience")
+
+
+@dataclass
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        task: what is to be learned.
+        data: where the clips come from.
+        visual: the frozen visual backbone.
+        audio: the frozen audio backbone.
+        output: the run's folder; made, and refused if it holds a run already.
+        method: the adapter's method, whose options are the flags --adapter.*.
+        adapter: the fields of the method's configuration.
+        head: the options of the task's head and losses.
+        optimizer: how it is trained.
+        trainer: where it runs.
+        seed: of the weights' initial values, the order of the clips and dropout.
+        resume: go on with the run in the output folder, from its last finished epoch.
+        select_on_test: choose the epoch by the score on the test split, as published figures of the peers did. That
+            score is optimistic: the test split has been looked at once an epoch. Without it, validation chooses.
+    """
+
+    task: Literal["localization", "parsing", "segmentation", "question_answering"]
+    data: DataConfig
+    visual: VisualConfig
+    audio: AudioConfig
+    output: str = "runs/latest"
+    method: str = "mettle"
+    adapter: Mapping[str, Any] = field(default_factory=dict)
+    head: Mapping[str, Any] = field(default_factory=dict)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    seed: int = 0
+    resume: bool = False
+    select_on_test: bool = False
+
+
+def _at_least(config: Any, smallest: float, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) >= smallest:  # not a number fails too
+            raise ValueError(f"{name} is {getattr(config, name)}, wanted at least {smallest}")

@@ -1,0 +1,127 @@
+"""An adapter and a task as a Lightning module."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastav.adapters import Adapter, AdapterOutput
+from fastav.tasks.task import Batch, Task
+from fastav.training.config import OptimizerConfig
+
+try:
+    from lightning.pytorch import LightningModule
+    from torchmetrics import SumMetric
+except ImportError as error:
+    raise ImportError('fastav.training needs lightning: pip install "fastav[training]"') from error
+
+
+class AudioVisualModule(LightningModule):
+    """Trains an adapter and a task's head beside two frozen backbones.
+
+    Checkpoints hold the adapter and the head; the backbones are not in ``state_dict()``. It logs ``train/loss``,
+    ``train/aux_loss`` (both are minimised, summed) and each score of the task as ``validation/...`` or ``test/...``.
+
+    Args:
+        adapter: the adapter, with its backbones.
+        task: the task, whose ``monitor`` chooses the epoch.
+        optimizer: learning rate, weight decay, warm-up.
+        seed: every epoch's random numbers start from it and the epoch's number, so that a resumed run draws those that
+            an unbroken one would have drawn.
+        chosen_on: the split that validation steps see, "validation" or, for a run that says so, "test".
+
+    Attributes:
+        num_scored: clips that were counted in the last scores, of all processes.
+    """
+
+    #: With few clips on many devices, some device may have none to score.
+    allow_zero_length_dataloader_with_multiple_devices = True
+
+    def __init__(
+        self, adapter: Adapter, task: Task, optimizer: OptimizerConfig, *, seed: int = 0, chosen_on: str = "validation"
+    ) -> None:
+        super().__init__()
+        self.adapter, self.task = adapter, task
+        self.optimizer_config, self.seed, self.chosen_on = optimizer, seed, chosen_on
+        self.scores, self.counted, self.num_scored = task.metric(), SumMetric(), 0
+
+    @property
+    def monitor(self) -> str:
+        """Name, among what is logged, of the score that chooses the epoch."""
+        return f"{self.chosen_on}/{self.task.monitor}"
+
+    def forward(self, batch: Batch) -> tuple[AdapterOutput, Any]:
+        """What the adapter and the task's head make of a batch with ``visual`` and ``audio``."""
+        out = self.adapter(batch["visual"], batch["audio"])
+        return out, self.task(out, batch)
+
+    def on_train_epoch_start(self) -> None:
+        """Start this epoch's random numbers."""
+        words = np.random.SeedSequence((self.seed, self.current_epoch, self.global_rank)).generate_state(1, np.uint64)
+        torch.manual_seed(int(words[0]))
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        """The loss of one batch, the adapter's own term included."""
+        if not batch:  # all its clips were left out; the other processes wait for gradients of this one
+            return sum((p.sum() * 0 for p in self.parameters() if p.requires_grad), torch.zeros(()))
+        out, said = self(batch)
+        loss = self.task.loss(said, batch)
+        losses = {"train/loss": loss.detach(), "train/aux_loss": out.aux_loss.detach()}
+        self.log_dict(losses, on_step=False, on_epoch=True, batch_size=len(batch["id"]), sync_dist=True)
+        self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=len(batch["id"]))
+        return loss + out.aux_loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Score from nothing."""
+        self.scores.reset()
+        self.counted.reset()
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        """Count one batch. Nothing is exchanged with other processes here: they may have fewer batches."""
+        if batch:
+            self.task.update(self.scores, self(batch)[1], batch)
+            self.counted.update(len(batch["id"]))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores of the split, over all processes."""
+        self._log_scores(self.chosen_on)
+
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores of the split, over all processes."""
+        self._log_scores("test")
+
+    def _log_scores(self, stage: str) -> None:
+        self.num_scored = int(self.counted.compute())
+        for name, value in self.scores.compute().items():
+            self.log(f"{stage}/{name}", value, prog_bar=name == self.task.monitor)
+
+    def predict_step(self, batch: Batch, _: int) -> dict[str, Tensor] | None:
+        """The task's predictions, by name, B first; None of a batch whose clips were all left out."""
+        return None if not batch else self.task.decode(self(batch)[1])
+
+    def configure_optimizers(self) -> Any:
+        """AdamW; the learning rate rises over the warm-up and falls on a cosine to zero at the last step."""
+        config, steps = self.optimizer_config, int(self.trainer.estimated_stepping_batches)
+        optimizer = torch.optim.AdamW(parameter_groups(self.adapter, self.task, config.weight_decay), config.lr)
+        warm_up = max(1, round(config.warm_up * steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def parameter_groups(adapter: Adapter, task: Task, weight_decay: float) -> list[dict[str, Any]]:
+    """An optimizer's two groups: those that weight decay is for, and those of ``adapter.no_weight_decay()``."""
+    spared = adapter.no_weight_decay()
+    own = [(name, parameter) for name, parameter in adapter.named_parameters() if parameter.requires_grad]
+    decayed = [parameter for name, parameter in own if name not in spared]
+    decayed += [parameter for parameter in task.parameters() if parameter.requires_grad]
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": [parameter for name, parameter in own if name in spared], "weight_decay": 0.0},
+    ]

@@ -1,0 +1,115 @@
+"""Predictions on disk: events as spans of time by name, answers by name, masks as pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fastav.data.optional import load_optional
+from fastav.tasks.task import Batch
+
+
+class PredictionFiles:
+    """The files of one ``fastav predict``.
+
+    ``predictions.jsonl`` has a line for each clip: "id" and, of each prediction, what :func:`plain` makes of it.
+    ``probabilities.npz`` holds "id" and each array of probabilities, the clips first. Masks are ``masks/ID/0.png`` and
+    so on, 255 where something sounds, and their probabilities are not kept.
+
+    Args:
+        folder: made if it is not there.
+        names: of the classes, or of the answers.
+        seconds: length of a segment.
+
+    Attributes:
+        last: the last line.
+
+    Raises:
+        ValueError: the folder holds predictions already.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str], seconds: float) -> None:
+        self.folder, self.names, self.seconds = folder, names, seconds
+        self.last: dict[str, Any] = {}
+        if (folder / "predictions.jsonl").exists():
+            raise ValueError(f"{folder} holds predictions already: choose another --output")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lines = (folder / "predictions.jsonl").open("w", encoding="utf-8")
+        self._arrays: dict[str, list[np.ndarray]] = {}
+        self._ids: list[str] = []
+
+    def write(self, batch: Batch, predictions: Mapping[str, Tensor]) -> None:
+        """Write the predictions (B, ...) of one batch."""
+        for row, name in enumerate(batch["id"]):
+            line: dict[str, Any] = {"id": name}
+            if "question" in batch:
+                line["question"] = batch["question"][row]
+            for kind, values in predictions.items():
+                value = values[row].cpu()
+                if kind == "masks":
+                    line[kind] = self._write_masks(name, value)
+                elif value.is_floating_point():
+                    if "masks" not in predictions:
+                        self._arrays.setdefault(kind, []).append(value.float().numpy())
+                else:
+                    line["events" if kind == "labels" else kind] = plain(value, self.names, self.seconds)
+            self._lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self._ids.append(name)
+            self.last = line
+
+    def close(self) -> int:
+        """Finish the files; how many clips there are."""
+        self._lines.close()
+        if self._arrays:
+            arrays = {kind: np.stack(values) for kind, values in self._arrays.items()}
+            np.savez_compressed(self.folder / "probabilities.npz", id=np.array(self._ids), **arrays)  # type: ignore
+        return len(self._ids)
+
+    def _write_masks(self, name: str, masks: Tensor) -> list[str]:
+        image = load_optional("PIL.Image", by="masks", extra="data")
+        place = self.folder / "masks" / name
+        place.mkdir(parents=True, exist_ok=True)
+        paths = [place / f"{segment}.png" for segment in range(len(masks))]
+        for path, mask in zip(paths, masks, strict=True):
+            image.fromarray(mask.numpy().astype(np.uint8) * 255).save(path)
+        return [str(path.relative_to(self.folder)) for path in paths]
+
+
+def plain(prediction: Tensor, names: Sequence[str], seconds: float) -> Any:
+    """One clip's prediction in words.
+
+    Args:
+        prediction: (T,) integers, one class a segment, of which the number of classes is background; (T, C) bool, any
+            classes a segment; or one integer, the number of an answer.
+        names: of the classes, or of the answers.
+        seconds: length of a segment.
+
+    Returns:
+        Events as ``{"event": name, "start": seconds, "end": seconds}``, by class and time; or the answer's name.
+    """
+    if prediction.ndim == 0:
+        return names[int(prediction)]
+    if prediction.ndim == 1:
+        prediction = prediction[:, None] == prediction.new_tensor(range(len(names)))
+    return [
+        {"event": names[number], "start": seconds * start, "end": seconds * end}
+        for number, column in enumerate(prediction.mT.tolist())
+        for start, end in _runs(column)
+    ]
+
+
+def _runs(marks: list[bool]) -> list[tuple[int, int]]:
+    """First and one past the last number of each run of True."""
+    runs, start = [], 0
+    for mark, run in groupby(marks):
+        end = start + len(list(run))
+        if mark:
+            runs.append((start, end))
+        start = end
+    return runs

@@ -1,0 +1,217 @@
+"""Runs with Lightning: set up from a configuration or from a run's folder, trained, scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from fastav.adapters import Adapter
+from fastav.tasks.task import Task
+from fastav.training.arguments import SECTIONS
+from fastav.training.build import Opener, build_adapter, build_pair, build_task, task_options
+from fastav.training.clips import Clips
+from fastav.training.config import DataConfig, OptimizerConfig, TrainConfig, TrainerConfig
+from fastav.training.module import AudioVisualModule
+from fastav.training.run_folder import RunFolder
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+    from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+    from lightning.pytorch.loggers import CSVLogger
+    from lightning.pytorch.strategies import DDPStrategy
+except ImportError as error:
+    raise ImportError('fastav.training needs lightning: pip install "fastav[training]"') from error
+
+
+class BestEpoch(ModelCheckpoint):
+    """Keeps ``last.ckpt``, and the best epoch's adapter and head as :class:`RunFolder` has them.
+
+    Args:
+        folder: the run's.
+        monitor: the score that chooses the epoch, the first of equals.
+        record: what is known of the run beside its epochs.
+    """
+
+    def __init__(self, folder: RunFolder, monitor: str, record: dict[str, Any]) -> None:
+        super().__init__(
+            folder.checkpoints,
+            "best",
+            monitor=monitor,
+            mode="max",
+            save_last=True,
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+        )
+        self.folder, self.record = folder, record
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the epoch if it is the best so far."""
+        before = self.best_model_score
+        super().on_validation_end(trainer, pl_module)
+        score = self.best_model_score
+        if score is None or (before is not None and score <= before) or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, AudioVisualModule)
+        epoch = {"epoch": trainer.current_epoch, "chosen_by": self.monitor, "score": float(score)}
+        self.folder.save_best(pl_module.adapter, pl_module.task, {**self.record, **epoch})
+
+
+class Training(NamedTuple):
+    """A run that is set up and ready to be trained."""
+
+    folder: RunFolder
+    module: AudioVisualModule
+    clips: Clips
+    trainer: Trainer
+    resume: bool
+
+    def fit(self) -> dict[str, Any]:
+        """Train; what is known of the best epoch, see :meth:`RunFolder.save_best`."""
+        self.trainer.fit(self.module, self.clips, ckpt_path=str(self.folder.last) if self.resume else None)
+        return self.folder.read_record()
+
+
+def set_up_training(config: TrainConfig) -> Training:
+    """Build everything that a configuration asks for, and start its folder.
+
+    Raises:
+        ValueError: what is asked for cannot be, and why.
+        OSError: files that cannot be read or written.
+        ImportError: a package is missing.
+    """
+    seed_everything(config.seed, workers=True, verbose=False)
+    pair = build_pair(config)
+    adapter = build_adapter(config, pair)
+    opener = Opener(adapter, pair.data, config.data)
+    chosen_on = "test" if config.select_on_test else "val"
+    train, judge = opener("train"), opener(chosen_on)
+    options = task_options(config, adapter, train)
+    task = build_task(config.task, options)
+    stage = "test" if config.select_on_test else "validation"
+    module = AudioVisualModule(adapter, task, config.optimizer, seed=config.seed, chosen_on=stage)
+    folder = RunFolder(config.output)
+    record = {"task": config.task, "options": options, "class_names": list(train.class_names)}
+    callbacks: list[Callback] = [BestEpoch(folder, module.monitor, record)]
+    if config.trainer.patience is not None:
+        callbacks.append(EarlyStopping(module.monitor, mode="max", patience=config.trainer.patience))
+    trainer = make_trainer(config.trainer, config.optimizer, callbacks, folder.new_logs())
+    if trainer.is_global_zero:  # of several processes the others would meet what this one wrote
+        folder.start(asdict(config))
+    clips = Clips(config.data, train=train, validation=judge, seed=config.seed)
+    return Training(folder, module, clips, trainer, config.resume)
+
+
+class Loaded(NamedTuple):
+    """The best epoch of a run, in eval mode, and what opens the splits of its data set."""
+
+    folder: RunFolder
+    config: TrainConfig
+    record: dict[str, Any]
+    adapter: Adapter
+    task: Task
+    open: Opener
+
+    def module(self) -> AudioVisualModule:
+        """For a Lightning trainer."""
+        return AudioVisualModule(self.adapter, self.task, self.config.optimizer)
+
+
+def load_run(path: str | Path, data: DataConfig | None = None) -> Loaded:
+    """Load the best epoch of a run, without its training split.
+
+    Args:
+        path: the run's folder.
+        data: where the data set is now; None is where it was.
+
+    Raises:
+        ValueError: no run's folder, or one without a finished epoch; or backbones that are not to be had.
+        OSError: files that cannot be read.
+        ImportError: a package is missing.
+    """
+    folder = RunFolder(path)
+    entries = folder.read_config()
+    sections = {name: section(**entries.pop(name)) for name, section in SECTIONS.items()}
+    config = TrainConfig(**entries, **sections)
+    record = folder.read_record()
+    pair = build_pair(config)
+    adapter = folder.load_adapter(config.method, visual=pair.visual, audio=pair.audio)
+    task = folder.load_head(build_task(config.task, record["options"]))
+    opener = Opener(adapter, pair.data, data or config.data, record["class_names"])
+    return Loaded(folder, config, record, adapter, task, opener)
+
+
+class Progress(TQDMProgressBar):
+    """Lightning's bar, without the number of the logs."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """The loss, and the score that chooses the epoch."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return dict(metrics)
+
+
+def make_trainer(
+    config: TrainerConfig, optimizer: OptimizerConfig, callbacks: Sequence[Callback] = (), logs: Path | None = None
+) -> Trainer:
+    """A Lightning trainer; with a folder for ``logs`` it trains, without it only scores or predicts.
+
+    Raises:
+        ValueError: devices or a precision that Lightning does not know or find.
+    """
+    # Buffers are alike in all processes. Sending them around would tie the processes to one number of batches, and
+    # where clips are scored once each they do not have that.
+    strategy = DDPStrategy(broadcast_buffers=False) if _count_devices(config) > 1 else "auto"
+    try:
+        return Trainer(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            precision=config.precision,  # type: ignore[arg-type]
+            strategy=strategy,
+            max_epochs=optimizer.epochs,
+            accumulate_grad_batches=optimizer.accumulate,
+            gradient_clip_val=optimizer.clip_norm or None,
+            callbacks=[Progress(), *callbacks],
+            logger=False if logs is None else CSVLogger(logs.parent, name="", version=logs.name),
+            enable_checkpointing=logs is not None,
+            log_every_n_steps=1,
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+        )
+    except RuntimeError as error:  # Lightning's own errors among them
+        raise ValueError(f"trainer: {error}") from error
+
+
+class Scored(NamedTuple):
+    """Scores of a split.
+
+    Attributes:
+        scores: by name, fractions of one.
+        clips: how many clips were scored, by all processes.
+        is_first: whether this is the process that speaks for all.
+    """
+
+    scores: dict[str, float]
+    clips: int
+    is_first: bool
+
+
+def score(loaded: Loaded, clips: Clips, config: TrainerConfig) -> Scored:
+    """Score the test clips of ``clips``, each once, on as many devices as the configuration asks for."""
+    module = loaded.module()
+    trainer = make_trainer(config, loaded.config.optimizer)
+    trainer.test(module, clips, verbose=False)
+    scores = {name.removeprefix("test/"): float(value) for name, value in trainer.callback_metrics.items()}
+    return Scored(scores, module.num_scored, trainer.is_global_zero)
+
+
+def _count_devices(config: TrainerConfig) -> int:
+    if isinstance(config.devices, int) and config.devices >= 0:
+        return config.devices
+    if isinstance(config.devices, list):
+        return len(config.devices)
+    on_gpus = config.accelerator in ("auto", "gpu", "cuda")  # of all others, "auto" is one
+    return torch.accelerator.device_count() if on_gpus else 1

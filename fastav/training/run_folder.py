@@ -1,0 +1,119 @@
+"""A run's folder: its configuration, its checkpoints, and the best epoch's adapter and head."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from fastav.adapters import Adapter, adapter_class
+from fastav.data.optional import load_optional
+from fastav.tasks.task import Task
+from fastav.training.arguments import read_yaml
+
+CONFIG_NAME = "config.yaml"
+#: What a resumed run may have otherwise than it had at first.
+_FREE = ("output", "resume", "trainer", "data")
+
+
+class RunFolder:
+    """The files of one run and where they are.
+
+    ``config.yaml`` is the configuration, ``checkpoints/last.ckpt`` what a resumed run goes on from, and
+    ``logs/metrics.csv`` holds losses and scores by epoch (``logs-2/`` those since it was resumed, and so on). ``best/``
+    is the epoch that was chosen: ``adapter_config.json`` and ``adapter_model.safetensors`` as the adapter's
+    ``save_pretrained`` writes them, ``head.safetensors``, and ``record.json``: what the task is built from, which epoch
+    it was and its score.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+        self.config, self.checkpoints = self.path / CONFIG_NAME, self.path / "checkpoints"
+        self.last, self.best = self.checkpoints / "last.ckpt", self.path / "best"
+
+    def start(self, entries: dict[str, Any]) -> None:
+        """Write ``config.yaml`` of a new run, or check that a run that is to be resumed had the same.
+
+        Raises:
+            ValueError: the folder holds a run that is not to be resumed; or nothing to go on from, or a run of another
+                configuration.
+        """
+        wanted = yaml.safe_load(yaml.safe_dump(entries, sort_keys=False))
+        if entries["resume"]:
+            if not self.last.is_file():
+                raise ValueError(f"{self.path} holds no finished epoch to resume: leave --resume out to start anew")
+            changed = list(_differences(self.read_config(), wanted))
+            if changed:
+                raise ValueError(f"{self.path} holds a run that is not the one to be resumed: {'; '.join(changed)}")
+            return
+        if self.config.exists():
+            raise ValueError(f"{self.path} holds a run already: choose another --output, or go on with --resume true")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.config.write_text(yaml.safe_dump(wanted, sort_keys=False), encoding="utf-8")
+
+    def new_logs(self) -> Path:
+        """A folder for logs that is not there yet: ``logs``, of a run that is resumed ``logs-2`` and so on."""
+        names = chain([self.path / "logs"], (self.path / f"logs-{number}" for number in count(2)))
+        return next(name for name in names if not name.exists())
+
+    def read_config(self) -> dict[str, Any]:
+        """The entries of ``config.yaml``.
+
+        Raises:
+            ValueError: it is not there.
+        """
+        if not self.config.is_file():
+            raise ValueError(f"{self.path} is no run's folder, it holds no {CONFIG_NAME}: give one that train wrote")
+        return read_yaml(self.config)
+
+    def save_best(self, adapter: Adapter, task: Task, record: dict[str, Any]) -> None:
+        """Write ``best/``, over an earlier epoch's."""
+        adapter.save_pretrained(self.best)
+        state = {name: value.detach().contiguous() for name, value in task.state_dict().items()}
+        _safetensors().save_file(state, self.best / "head.safetensors", metadata={"format": "pt"})
+        (self.best / "record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+    def read_record(self) -> dict[str, Any]:
+        """What :meth:`save_best` was given.
+
+        Raises:
+            ValueError: no epoch was finished yet.
+        """
+        path = self.best / "record.json"
+        if not path.is_file():
+            raise ValueError(f"{self.path} holds no finished epoch yet: go on with fastav train --resume true")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def load_adapter(self, method: str, *, visual: nn.Module, audio: nn.Module) -> Adapter:
+        """The best epoch's adapter on these backbones, in eval mode.
+
+        Raises:
+            ValueError: the backbones are others than those that it was trained on.
+        """
+        return adapter_class(method).from_pretrained(self.best, visual=visual, audio=audio)
+
+    def load_head(self, task: Task) -> Task:
+        """The best epoch's weights into a task that was built from the same options; in eval mode."""
+        task.load_state_dict(_safetensors().load_file(self.best / "head.safetensors"))
+        return task.eval()
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Where two configurations differ, in words, but for what is free."""
+    for key in before | now:
+        one, other = before.get(key), now.get(key)
+        if one == other or (not prefix and key in _FREE):
+            continue
+        if isinstance(one, dict) and isinstance(other, dict):
+            yield from _differences(one, other, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key} was {one!r} and is {other!r}"
+
+
+def _safetensors() -> Any:
+    return load_optional("safetensors.torch", by="runs", extra="training")

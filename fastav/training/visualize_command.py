@@ -1,0 +1,89 @@
+"""``fastav visualize``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastav.data.clips import Clip
+from fastav.training.arguments import SECTIONS, run_parser
+from fastav.training.attention import frame_maps, sound_maps, spectrograms, token_attention
+from fastav.training.cli import plainly
+from fastav.training.pictures import draw_attention
+from fastav.training.run import Loaded, load_run
+
+_DESCRIPTION = (
+    "Draw where each query token of a run's adapter looks in one clip, over the frames and over the sound. Colours run "
+    "from nothing to the largest share in the token's row; how many times an even share that is stands beside it."
+)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Draw one clip."""
+    with plainly():
+        parser = run_parser(arguments, "visualize", _DESCRIPTION)
+        parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="where the clip is")
+        parser.add_argument("--id", type=str, default=None, help="the clip; by default the split's first")
+        parser.add_argument("--video", type=str, default=None, help="a media file, instead of a data set's clip")
+        layer = "which of the distilled {} blocks; negative from the end"
+        parser.add_argument("--visual_layer", type=int, default=-1, help=layer.format("visual"))
+        parser.add_argument("--audio_layer", type=int, default=-1, help=layer.format("audio"))
+        parser.add_argument("--output", type=str, default=None, help="the PNG; by default RUN/attention-ID.png")
+        values = parser.parse_args(list(arguments))
+        run = load_run(values.run, SECTIONS["data"](**values.data.as_dict()))
+        clip = _clip(run, values)
+        name = str(clip["id"]).replace("/", "-")  # AVSBench's are category/name
+        path = Path(values.output or run.folder.path / f"attention-{name}.png")
+        draw_clip(run, clip, path, visual_layer=values.visual_layer, audio_layer=values.audio_layer)
+    print(path)
+    return 0
+
+
+def draw_clip(run: Loaded, clip: Clip, path: Path, *, visual_layer: int = -1, audio_layer: int = -1) -> None:
+    """Draw a clip that was read raw.
+
+    Raises:
+        ValueError: there are no such layers, or their tokens have no known place.
+    """
+    adapter, segments = run.adapter, len(clip["frames"])
+    prepared = run.open.preprocess(clip)
+    inputs = {name: prepared[name][None] for name in ("visual", "audio")}
+    seen = token_attention(adapter, "visual", inputs["visual"], num_segments=segments, layer=visual_layer)
+    heard = token_attention(adapter, "audio", inputs["audio"], num_segments=segments, layer=audio_layer)
+    draw_attention(
+        path,
+        frames=clip["frames"],
+        frame_attention=frame_maps(seen)[0],
+        frame_prefix=seen.prefix[0],
+        spectrograms=spectrograms(adapter, inputs["audio"], num_segments=segments)[0],
+        sound_attention=sound_maps(heard, adapter.audio)[0],
+        sound_prefix=heard.prefix[0],
+        title=f"{clip['id']}: attention in {seen.block} (visual) and {heard.block} (audio)",
+        columns=_columns(run, clip),
+    )
+
+
+def _clip(run: Loaded, values: Any) -> Clip:
+    if values.video is not None:
+        return run.open.video(values.video, raw=True)
+    split = run.open(values.split, raw=True)
+    ids = [split.id_of(row) for row in split.rows]
+    if values.id is not None and values.id not in ids:
+        raise ValueError(f"{values.split} has no clip {values.id!r}; it has {', '.join(ids[:3])} and so on")
+    clip = split[0 if values.id is None else ids.index(values.id)]
+    if clip is None:
+        raise ValueError(f"{values.id or ids[0]} does not decode")
+    return clip
+
+
+def _columns(run: Loaded, clip: Clip) -> list[str]:
+    """Above each frame its number, and where the clip says so its label."""
+    numbers = [str(segment + 1) for segment in range(len(clip["frames"]))]
+    labels: torch.Tensor | None = clip.get("labels")
+    if labels is None:
+        return numbers
+    names = (*run.record["class_names"], "background")
+    return [f"{number}: {names[int(label)].partition(',')[0]}" for number, label in zip(numbers, labels, strict=True)]
