@@ -32,9 +32,9 @@ class Parsing(NamedTuple):
 class ParsingHead(nn.Module):
     """Say for every segment which classes are heard and which are seen, each modality from its own tokens.
 
-    Each modality's K tokens give a score for each class, and one for how much the segment should count when the class
-    is looked for in the clip. A clip's probability of a class is the mean of its segments' under the softmax of the
-    latter: over the segments of one modality, and over those of both together. Clip labels teach all of it.
+    Each modality's K tokens give a score for each class, and attention: how much the segment should count when the
+    class is looked for in the clip. A clip's probability of a class is the mean of its segments' under the softmax of
+    the attention: over the segments of one modality, and over those of both together. Clip labels teach all of it.
 
     Args:
         num_classes: C.
@@ -65,10 +65,12 @@ class ParsingHead(nn.Module):
         """
         check_tokens("ParsingHead", visual, audio, self.tokens)
         logits = torch.stack([self.heard(audio), self.seen(visual)], 1)  # (B, 2, T, C)
-        attention = torch.stack([self.listen(audio), self.look(visual)], 1)
-        one = pool_evidence(logits, attention, 2)
+        # Half of the attention is the score's: a segment that claims a class must answer for it. With learned
+        # attention alone, segments that get none may claim anything.
+        attention = torch.stack([self.listen(audio), self.look(visual)], 1) + logits / 2
+        each = pool_evidence(logits, attention, 2)
         both = pool_evidence(logits, attention, (1, 2))
-        return Parsing(*logits.unbind(1), *one.unbind(1), both)
+        return Parsing(logits[:, 0], logits[:, 1], each[:, 0], each[:, 1], both)
 
 
 def parsing_loss(
@@ -99,8 +101,8 @@ def parsing_loss(
         if not 0 <= smoothing <= 1:
             raise ValueError(f"parsing_loss: {name} is {smoothing}, wanted 0 ... 1")
     logits = torch.stack([said.clip, said.clip_audio, said.clip_visual])
-    smoothing = logits.new_tensor([0.0, audio_smoothing, visual_smoothing])[:, None, None]
-    labels = clip_labels.to(logits.dtype) * (1 - smoothing) + smoothing / 2
+    s = logits.new_tensor([0.0, audio_smoothing, visual_smoothing])[:, None, None]
+    labels = clip_labels.to(logits.dtype) * (1 - s) + s / 2
     return 3 * F.binary_cross_entropy_with_logits(logits, labels)
 
 
