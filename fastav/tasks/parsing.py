@@ -65,8 +65,8 @@ class ParsingHead(nn.Module):
         """
         check_tokens("ParsingHead", visual, audio, self.tokens)
         logits = torch.stack([self.heard(audio), self.seen(visual)], 1)  # (B, 2, T, C)
-        # Half of the attention is the score's: a segment that claims a class must answer for it. With learned
-        # attention alone, segments that get none may claim anything.
+        # With learned attention alone, a segment that gets none may claim any class: the clip would never tell. Half
+        # the score is attention too, so that who claims a class has to answer for it.
         attention = torch.stack([self.listen(audio), self.look(visual)], 1) + logits / 2
         each = pool_evidence(logits, attention, 2)
         both = pool_evidence(logits, attention, (1, 2))
@@ -100,10 +100,12 @@ def parsing_loss(
     for name, smoothing in (("audio_smoothing", audio_smoothing), ("visual_smoothing", visual_smoothing)):
         if not 0 <= smoothing <= 1:
             raise ValueError(f"parsing_loss: {name} is {smoothing}, wanted 0 ... 1")
-    logits = torch.stack([said.clip, said.clip_audio, said.clip_visual])
-    s = logits.new_tensor([0.0, audio_smoothing, visual_smoothing])[:, None, None]
-    labels = clip_labels.to(logits.dtype) * (1 - s) + s / 2
-    return 3 * F.binary_cross_entropy_with_logits(logits, labels)
+    labels = clip_labels.to(said.clip.dtype)
+    return (
+        F.binary_cross_entropy_with_logits(said.clip, labels)
+        + F.binary_cross_entropy_with_logits(said.clip_audio, labels * (1 - audio_smoothing) + audio_smoothing / 2)
+        + F.binary_cross_entropy_with_logits(said.clip_visual, labels * (1 - visual_smoothing) + visual_smoothing / 2)
+    )
 
 
 def decode_parsing(said: Parsing) -> tuple[Tensor, Tensor]:
