@@ -120,16 +120,16 @@ def _shown(container: Any, stream: Any, times: Sequence[float], path: str | Path
         while upcoming is not None and _when(upcoming, path) <= t:
             last, upcoming = upcoming, next(frames, None)
         frame: Any = last if last is not None else upcoming  # before the first frame, the first is shown
-        if upcoming is None:
-            _check_end(stream, frame, t, path)
         if frame.is_corrupt:
             raise MediaError(f'{path}: the frame at {t:.2f} s is damaged; fetch it again, or use on_error="skip"')
         found.append(frame)
+    if upcoming is None:
+        _check_end(stream, found[-1], times[-1], path)
     return found
 
 
 def _check_end(stream: Any, frame: Any, t: float, path: str | Path) -> None:
-    """Raise or warn where a frame is wanted after the last one's end."""
+    """Raise or warn where a frame is wanted, at time ``t``, after the last one's end."""
     length = 1 / float(stream.average_rate) if stream.average_rate else 0.0
     end, declared = frame.time + length, stream_end(stream)
     if t <= end + SLACK:
@@ -137,7 +137,7 @@ def _check_end(stream: Any, frame: Any, t: float, path: str | Path) -> None:
     if declared is not None and declared > end + SLACK:
         raise cut_short(path, "video", end, declared)
     warnings.warn(
-        f"{path}: the video ends after {end:.2f} s, its last frame stands for that at {t:.2f} s",
+        f"{path}: the video ends after {end:.2f} s and is wanted at {t:.2f} s: its last frame stands for the rest",
         MediaWarning,
         stacklevel=2,
     )

@@ -49,11 +49,25 @@ class Media:
             self.picture(folder / f"{frame + 1:0{digits}d}{suffix}", self.grey(frame // fps))
         return folder
 
-    def video(self, path, seconds=10, fps=5, rate=16000, *, sound=True, picture=True, rotation=0, gop=12, **options):
-        """A video of 32 x 24 pixels, each second of its grey, with sound of each second's level."""
+    def video(
+        self,
+        path,
+        seconds=10,
+        fps=5,
+        rate=16000,
+        *,
+        greys=None,
+        sound=True,
+        picture=True,
+        rotation=0,
+        gop=12,
+        **options,
+    ):
+        """A video of 32 x 24 pixels, each second of its grey or each frame of its own, and sound of seconds' levels."""
+        greys = greys or [self.grey(frame // fps) for frame in range(seconds * fps)]
         path.parent.mkdir(parents=True, exist_ok=True)
         av = pytest.importorskip("av")
-        with av.open(str(path), "w", options=options) as container:
+        with av.open(str(path), "w", options=muxer) as container:
             if picture:
                 stream = container.add_stream("libx264", rate=fps, options={"crf": "10", "preset": "ultrafast"})
                 stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv420p"
@@ -64,8 +78,8 @@ class Media:
                 audio = container.add_stream("pcm_f32le" if path.suffix == ".mkv" else "aac", rate=rate)
                 audio.layout = "mono"
             if picture:
-                for index in range(seconds * fps):
-                    array = np.full((24, 32, 3), self.grey(index // fps), np.uint8)
+                for index, grey in enumerate(greys):
+                    array = np.full((24, 32, 3), grey, np.uint8)
                     array[:, :4] = 255  # the left edge is white, so that turned frames show
                     frame = av.VideoFrame.from_ndarray(array)
                     frame.pts, frame.time_base = index, Fraction(1, fps)
