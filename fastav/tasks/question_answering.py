@@ -22,27 +22,34 @@ _WAVES = 8  # cosines over the clip that tell when a segment is
 class QuestionAnsweringHead(nn.Module):
     """Look and listen for what the question names, second by second, and answer from what was found when.
 
-    Every segment is described three times: what is seen, what is heard, and their product, what both agree on. Slots
-    gather what a question is about, each by its own attention over the words, and are compared with every segment's
-    three descriptions. From these matches and from the descriptions as the question filters them comes the evidence of
-    every segment, which is pooled over time in three ways: its mean (how long), its largest (whether at all, how
-    many), and under learned attention that knows when a segment is (which first, what meanwhile). Mathematics:
-    docs/tasks/question_answering.md.
+    Every segment is described three times: what is seen, what is heard, and their product, what both agree on. Names
+    live in the same space as descriptions, whether a question mentions them or an answer is one: what "dog" looks and
+    sounds like is learned from every question that it occurs in and every question that it answers.
+
+    Slots gather the names that a question is about, each by its own attention over the words, and are matched with
+    every segment's three descriptions. From these matches and from the descriptions as the question filters them comes
+    the evidence of every segment. It is pooled over time in three ways: the mean (how long), the largest (whether at
+    all, how many), and under learned attention that knows when a segment is (which first, what meanwhile). From the
+    pools comes one part of the logits; the other says which answer's name matches the segments that the evidence
+    chooses. Mathematics: docs/tasks/question_answering.md.
 
     Args:
         num_answers: how many answers to choose from.
         num_tokens: K of the adapter's output.
         width: W of the adapter's output.
         question_width: Q of the question encoder.
-        hidden: width of the descriptions; the evidence is twice as wide.
-        slots: how many things one question is taken to be about at most.
-        heads: over time; they divide 2 x ``hidden``.
+        hidden: width of descriptions and names; the evidence is twice as wide.
+        slots: how many names of one question are looked for at a time.
+        heads: of the attention over time; they divide 2 x ``hidden``.
         dropout: on the tokens, the evidence and before the answer, in training.
+
+    Raises:
+        ValueError: heads that do not divide 2 x ``hidden``.
     """
 
     def __init__(
         self,
-        num_answers: int,
+        num_answers: int = 42,
         *,
         num_tokens: int,
         width: int,
@@ -53,15 +60,18 @@ class QuestionAnsweringHead(nn.Module):
         dropout: float = 0.3,
     ) -> None:
         super().__init__()
-        self.tokens, self.heads = (num_tokens, width), heads
+        if 2 * hidden % heads:
+            raise ValueError(f"heads={heads} must divide 2 x hidden = {2 * hidden}")
+        self.tokens, self.num_answers, self.heads = (num_tokens, width), num_answers, heads
         self.seen = _describe(num_tokens * width, hidden, dropout)
         self.heard = _describe(num_tokens * width, hidden, dropout)
+        self.name = nn.Linear(question_width, hidden)
         self.pick = nn.Linear(question_width, slots)
-        self.name = nn.Linear(question_width, 3 * hidden)
         self.ask = nn.Linear(question_width, hidden)
         self.when = nn.Linear(_WAVES, hidden)
         self.evidence = nn.Sequential(nn.Linear(3 * slots + 3 * hidden, 2 * hidden), nn.GELU(), nn.Dropout(dropout))
         self.attend = nn.Linear(2 * hidden, heads)
+        self.choose = nn.Linear(2 * hidden, 3)
         self.answer = nn.Sequential(
             nn.LayerNorm(7 * hidden),
             nn.Linear(7 * hidden, 2 * hidden),
@@ -70,32 +80,47 @@ class QuestionAnsweringHead(nn.Module):
             nn.Linear(2 * hidden, num_answers),
         )
 
-    def forward(self, visual: Tensor, audio: Tensor, questions: EncodedQuestions) -> Tensor:
-        """From an adapter's tokens (B, T, K, W) and B questions to logits (B, num_answers).
+    def forward(self, visual: Tensor, audio: Tensor, questions: EncodedQuestions, answers: Tensor) -> Tensor:
+        """Answer one question a clip.
+
+        Args:
+            visual: (B, T, K, W), from an adapter.
+            audio: (B, T, K, W).
+            questions: B questions, from the question encoder.
+            answers: (num_answers, Q), the names of the answers: ``encoder(texts).mean()``.
+
+        Returns:
+            (B, num_answers) logits.
 
         Raises:
-            ValueError: tokens of another shape, or another number of questions.
+            ValueError: tokens of another shape, or another number of questions or answers.
         """
         check_tokens("QuestionAnsweringHead", visual, audio, self.tokens)
-        if len(questions.sentence) != len(visual):
+        if len(questions.sentence) != len(visual) or len(answers) != self.num_answers:
             raise ValueError(
-                f"QuestionAnsweringHead: {len(questions.sentence)} questions for {len(visual)} clips, wanted one a "
-                "clip; repeat the tokens of a clip that is asked several"
+                f"QuestionAnsweringHead: {len(questions.sentence)} questions and {len(answers)} answers for "
+                f"{len(visual)} clips, wanted one question a clip, the clip's tokens repeated where it is asked "
+                f"several, and {self.num_answers} answers"
             )
         seen, heard = self.seen(visual.flatten(2)), self.heard(audio.flatten(2))
-        streams = torch.stack([seen, heard, seen * heard], 1)  # (B, 3, T, hidden)
-        matches = torch.einsum("bsmd,bmtd->btsm", self._slots(questions), streams) * seen.shape[-1] ** -0.5
+        described = torch.stack([seen, heard, seen * heard], 2)  # (B, T, 3, hidden)
+        unit = seen.shape[-1] ** -0.5
+        matches = torch.einsum("bsd,btmd->btsm", self._slots(questions), described).flatten(2) * unit
+
         question = self.ask(questions.sentence)
-        asked = question[:, None] + self.when(_waves(seen))
-        evidence = self.evidence(torch.cat([matches.flatten(2), seen * asked, heard * asked, asked], -1))
-        chosen = self.attend(evidence).softmax(1)  # (B, T, heads)
-        attended = torch.einsum("bth,bthd->bhd", chosen, evidence.unflatten(-1, (self.heads, -1))).flatten(1)
-        return self.answer(torch.cat([evidence.mean(1), evidence.amax(1), attended, question], -1))
+        filtered = question[:, None] + self.when(_waves(seen))
+        evidence = self.evidence(torch.cat([matches, seen * filtered, heard * filtered, filtered], -1))
+        weights = self.attend(evidence).softmax(1)  # (B, T, heads)
+        attended = torch.einsum("bth,bthd->bhd", weights, evidence.unflatten(-1, (self.heads, -1))).flatten(1)
+        reasoned = self.answer(torch.cat([evidence.mean(1), evidence.amax(1), attended, question], -1))
+
+        chosen = torch.einsum("btm,btmd->bd", self.choose(evidence).softmax(1), described)
+        return reasoned + chosen @ self.name(answers).mT * unit
 
     def _slots(self, questions: EncodedQuestions) -> Tensor:
-        """What the question is about, for each of the three streams: (B, slots, 3, hidden)."""
+        """The names that the questions are about, (B, slots, hidden)."""
         scores = self.pick(questions.words).masked_fill(~questions.mask[..., None], -torch.inf)
-        return torch.einsum("bls,bld->bsd", scores.softmax(1), self.name(questions.words)).unflatten(-1, (3, -1))
+        return torch.einsum("bls,bld->bsd", scores.softmax(1), self.name(questions.words))
 
 
 def _describe(inputs: int, hidden: int, dropout: float) -> nn.Sequential:
@@ -138,9 +163,9 @@ class QuestionAnsweringTask(Task):
     """Question answering behind the interface of all tasks.
 
     Args:
-        vocabulary: the words of the training questions, as :attr:`Vocabulary.words` has them; read by a
-            :class:`QuestionLSTM`, ignored with a ``text_model``.
-        num_answers: how many answers to choose from.
+        vocabulary: the words of the training questions, as :attr:`Vocabulary.words` has them, for a
+            :class:`QuestionLSTM`; those of the answers are added behind them. Not read with a ``text_model``.
+        answers: the texts of the answers to choose from, in the order of the batches' ``answer``.
         num_tokens: K of the adapter's output.
         width: W of the adapter's output.
         text_model: name or folder of a frozen Hugging Face text transformer that reads the questions in place of the
@@ -156,7 +181,7 @@ class QuestionAnsweringTask(Task):
     def __init__(
         self,
         vocabulary: Sequence[str],
-        num_answers: int,
+        answers: Sequence[str],
         *,
         num_tokens: int,
         width: int,
@@ -168,18 +193,18 @@ class QuestionAnsweringTask(Task):
         super().__init__()
         self.question_encoder: QuestionLSTM | FrozenTextEncoder
         if text_model is None:
-            self.question_encoder = QuestionLSTM(Vocabulary(vocabulary))
+            self.question_encoder = QuestionLSTM(Vocabulary(vocabulary).extended(answers))
         else:
             self.question_encoder = FrozenTextEncoder.from_pretrained(text_model)
         self.head = QuestionAnsweringHead(
-            num_answers,
+            len(answers),
             num_tokens=num_tokens,
             width=width,
             question_width=self.question_encoder.width,
             hidden=hidden,
             dropout=dropout,
         )
-        self.num_answers, self.label_smoothing = num_answers, label_smoothing
+        self.answers, self.label_smoothing = tuple(answers), label_smoothing
 
     def forward(self, out: AdapterOutput, batch: Batch) -> Tensor:
         """Logits (B, num_answers), of the batch's ``question``, a list of B strings.
@@ -188,7 +213,8 @@ class QuestionAnsweringTask(Task):
             ValueError: the batch has none.
         """
         questions = target(batch, "question", "question answering reads one question a clip")
-        return self.head(out.visual, out.audio, self.question_encoder(questions))
+        answers = self.question_encoder(self.answers).mean()
+        return self.head(out.visual, out.audio, self.question_encoder(questions), answers)
 
     def loss(self, said: Tensor, batch: Batch) -> Tensor:
         """:func:`question_answering_loss` of the batch's ``answer`` (B,).

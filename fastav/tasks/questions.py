@@ -14,11 +14,15 @@ from fastav.tasks.vocabulary import Vocabulary, check_questions
 
 
 class EncodedQuestions(NamedTuple):
-    """B questions as vectors of the encoder's ``width`` Q, all floating."""
+    """B questions, or answers, as vectors of the encoder's ``width`` Q."""
 
     sentence: Tensor  # (B, Q)
     words: Tensor  # (B, L, Q), zeros where there is no word
     mask: Tensor  # (B, L) bool, True where there is a word
+
+    def mean(self) -> Tensor:
+        """The mean over each text's words, (B, Q): what an answer of one word or more is named by."""
+        return self.words.sum(1) / self.mask.sum(1, keepdim=True)
 
 
 class QuestionLSTM(nn.Module):

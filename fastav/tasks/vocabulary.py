@@ -50,6 +50,10 @@ class Vocabulary:
         """Collect the words of the training questions in the order in which they are first seen."""
         return cls(dict.fromkeys(word for question in questions for word in split_question(question)))
 
+    def extended(self, texts: Iterable[str]) -> Vocabulary:
+        """This vocabulary and behind it the other words of some texts, answers for example: no number changes."""
+        return Vocabulary(dict.fromkeys((*self.words, *(word for text in texts for word in split_question(text)))))
+
     def __len__(self) -> int:
         """How many numbers there are: all words, padding and the unknown."""
         return len(self.words) + 2
