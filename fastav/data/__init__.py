@@ -4,7 +4,7 @@ from fastav.data.ave import AVE, AVE_CLASSES
 from fastav.data.avsbench import AVSBENCH_CLASSES, AVSBench
 from fastav.data.check import DATA_SETS, Report, check_data
 from fastav.data.clips import ClipDataset, MediaTreeDataset, collate, read_clip
-from fastav.data.errors import DataError, MediaError, MediaWarning
+from fastav.data.errors import DataError, MediaError, MediaWarning, MissingError
 from fastav.data.front_ends import FrontEnd, ast_front_end, clap_front_end, front_end, whisper_front_end
 from fastav.data.layouts import ClipFiles
 from fastav.data.llp import LLP, LLP_CLASSES
@@ -28,6 +28,7 @@ __all__ = [
     "MediaError",
     "MediaTreeDataset",
     "MediaWarning",
+    "MissingError",
     "MusicAVQA",
     "Preprocess",
     "Report",

@@ -10,7 +10,7 @@ from typing import Any
 from fastav.data.ave import AVE, ave_split, parse_ave
 from fastav.data.avsbench import AVSBench, avsbench_folder, parse_avsbench
 from fastav.data.clips import ClipDataset, MediaTreeDataset
-from fastav.data.errors import DataError, MediaError, MediaWarning
+from fastav.data.errors import DataError, MediaError, MediaWarning, MissingError
 from fastav.data.frames import list_frames
 from fastav.data.layouts import find_file, name_some
 from fastav.data.llp import LLP, llp_events, llp_split, llp_warts
@@ -119,6 +119,9 @@ def _check_split(report: Report, split: str, reader: Callable[..., Any], *, deep
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", MediaWarning)  # that files are missing is reported
             clips = reader(report.root, split, media=media, on_error="skip")
+    except MissingError as error:  # of all clips
+        report.missing[split] = error.missing
+        return
     except DataError as error:
         report.errors.append(str(error))
         return

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from fastav.data.errors import DataError, MediaError, MediaWarning
+from fastav.data.errors import DataError, MediaError, MediaWarning, MissingError
 from fastav.data.frames import read_frames
 from fastav.data.layouts import ClipFiles, find_media, name_some
 from fastav.data.sound import fit, read_sound, spread_windows
@@ -127,7 +127,7 @@ class ClipDataset(Dataset[Clip | None], Generic[Row]):
         some = name_some([f"{name}: {words}" for name, words in missing.items()])
         if self.on_error == "raise" or not self.rows:
             remedy = "" if not self.rows else ', or leave them out by on_error="skip"'
-            raise DataError(f"{lacking} lack files ({some}): add them{remedy}")
+            raise MissingError(f"{lacking} lack files ({some}): add them{remedy}", self.missing)
         warnings.warn(f"left out {lacking} that lack files ({some})", MediaWarning, stacklevel=3)
 
 

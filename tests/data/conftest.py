@@ -61,7 +61,7 @@ class Media:
         picture=True,
         rotation=0,
         gop=12,
-        **options,
+        **muxer,
     ):
         """A video of 32 x 24 pixels, each second of its grey or each frame of its own, and sound of seconds' levels."""
         greys = greys or [self.grey(frame // fps) for frame in range(seconds * fps)]
