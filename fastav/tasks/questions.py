@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
 from fastav.data.optional import load_optional
 from fastav.tasks.vocabulary import Vocabulary, check_questions
+
+_REMEMBERED = 4096  # texts; of 14 tokens and 768 channels they are 176 MB
 
 
 class EncodedQuestions(NamedTuple):
@@ -76,7 +78,8 @@ class FrozenTextEncoder(nn.Module):
 
     Its last states are layer-normalised and brought to ``width`` by a learned linear map; the sentence is the same of
     their mean over the question's tokens. The transformer is frozen, stays in eval mode whatever ``train()`` is called
-    on, runs without gradient and stays out of ``state_dict()``.
+    on, runs without gradient and stays out of ``state_dict()``. It reads each text once: its states are remembered,
+    as the same questions are asked of many clips (MUSIC-AVQA's 9,129 test questions are 1,298 different ones).
 
     Args:
         model: from ``transformers.AutoModel``, an encoder.
@@ -96,6 +99,7 @@ class FrozenTextEncoder(nn.Module):
         self.project = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, width))
         self.model.requires_grad_(False)
         self.model.eval()
+        self._states: dict[str, Tensor] = {}  # (L, hidden size) of each text
         self.register_state_dict_post_hook(_leave_out_model)
         self.register_load_state_dict_pre_hook(_supply_model)
 
@@ -124,17 +128,35 @@ class FrozenTextEncoder(nn.Module):
         Raises:
             TypeError, ValueError: as :meth:`Vocabulary.encode`, and for questions longer than the transformer takes.
         """
-        tokens = self.tokenizer(list(check_questions(questions)), padding=True, return_tensors="pt")
-        longest = getattr(self.model.config, "max_position_embeddings", None)
-        if longest is not None and tokens["input_ids"].shape[1] > longest:
-            raise ValueError(f"a question has {tokens['input_ids'].shape[1]} tokens, the transformer takes {longest}")
-        weight = self.project[1].weight
-        with torch.no_grad():
-            states = self.model(**tokens.to(weight.device)).last_hidden_state.to(weight.dtype)
-        mask = tokens["attention_mask"].bool()
-        kept = mask[..., None]
-        mean = (states * kept).sum(1) / kept.sum(1)
-        return EncodedQuestions(self.project(mean), self.project(states) * kept, mask)
+        states = [self._states[text] for text in self._remember(check_questions(questions))]
+        padded = pad_sequence(states, batch_first=True).to(next(self.project.parameters()).dtype)
+        mask = pad_sequence([one.new_ones(len(one), dtype=torch.bool) for one in states], batch_first=True)
+        mean = torch.stack([one.mean(0) for one in states]).to(padded.dtype)
+        return EncodedQuestions(self.project(mean), self.project(padded) * mask[..., None], mask)
+
+    def _remember(self, texts: Sequence[str]) -> Sequence[str]:
+        """Run the transformer over the texts whose states are not known yet; returns the texts."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._states]
+        if len(self._states) + len(new) > _REMEMBERED:
+            self._states.clear()
+            new = list(dict.fromkeys(texts))
+        if new:
+            tokens = self.tokenizer(new, padding=True, return_tensors="pt")
+            longest = getattr(self.model.config, "max_position_embeddings", None)
+            if longest is not None and tokens["input_ids"].shape[1] > longest:
+                question = max(new, key=lambda text: len(self.tokenizer(text)["input_ids"]))
+                raise ValueError(
+                    f"question {question!r} has {tokens['input_ids'].shape[1]} tokens, the transformer takes {longest}"
+                )
+            with torch.no_grad():
+                states = self.model(**tokens.to(next(self.project.parameters()).device)).last_hidden_state
+            for text, one, kept in zip(new, states, tokens["attention_mask"].bool(), strict=True):
+                self._states[text] = one[kept]
+        return texts
+
+    def _apply(self, *args: Any, **kwargs: Any) -> FrozenTextEncoder:
+        self._states.clear()  # they are of the old device and dtype
+        return super()._apply(*args, **kwargs)
 
     def train(self, mode: bool = True) -> FrozenTextEncoder:
         """Set the mode of the learned map; the transformer stays in eval mode."""

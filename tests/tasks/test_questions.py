@@ -179,6 +179,24 @@ def test_frozen_text_is_the_mean_over_each_questions_own_tokens(bert):
         assert (found.words[i, len(states) :] == 0).all()
 
 
+def test_frozen_text_reads_each_text_once(bert, monkeypatch):
+    model, tokenizer = bert
+    encoder = FrozenTextEncoder(model, tokenizer, width=6)
+    read = []
+    model.register_forward_hook(lambda module, args, output: read.append(len(output.last_hidden_state)))
+    questions = ["Is the violin?", "How many?", "Is the violin?"]
+    first = encoder(questions)
+    again = encoder([*questions, "How many is the violin?"])
+    assert read == [2, 1]
+    torch.testing.assert_close(again.sentence[:3], first.sentence)
+    assert encoder.double()(questions).words.dtype == torch.float64  # read anew
+    assert read == [2, 1, 2]
+    monkeypatch.setattr("fastav.tasks.questions._REMEMBERED", 2)
+    encoder(["How many?", "How many violin?"])  # forgets what there was, the first too
+    encoder(["How many?", "How many violin?"])
+    assert read == [2, 1, 2, 2]
+
+
 def test_frozen_text_stays_frozen_and_out_of_the_state(bert):
     encoder = FrozenTextEncoder(*bert, width=6).train()
     assert encoder.training
@@ -198,8 +216,8 @@ def test_frozen_text_stays_frozen_and_out_of_the_state(bert):
 def test_frozen_text_refuses_what_it_cannot_read(bert):
     model, tokenizer = bert
     encoder = FrozenTextEncoder(model, tokenizer, width=6)
-    with pytest.raises(ValueError, match="a question has 15 tokens, the transformer takes 12"):
-        encoder(["how " * 12 + "?"])
+    with pytest.raises(ValueError, match=r"question 'how how .* has 15 tokens, the transformer takes 12"):
+        encoder(["Is the violin?", "how " * 12 + "?"])
     with pytest.raises(TypeError, match="list of strings"):
         encoder("Is the violin louder?")
     tokenizer.pad_token = None
