@@ -138,7 +138,7 @@ def task_options(config: TrainConfig, adapter: Adapter, clips: ClipDataset[Any])
     """
     follows: dict[str, Callable[[], Any]] = {
         "num_classes": lambda: clips.num_classes,
-        "num_answers": lambda: clips.num_classes,
+        "answers": lambda: list(clips.class_names),
         "vocabulary": lambda: list(Vocabulary.from_questions(row.question for row in clips.rows).words),
         "size": lambda: list(clips.targets(clips.rows[0])["masks"].shape[-2:]),
         "num_tokens": lambda: adapter.config.num_tokens,

@@ -28,8 +28,8 @@ class AudioVisualModule(LightningModule):
         adapter: the adapter, with its backbones.
         task: the task, whose ``monitor`` chooses the epoch.
         optimizer: learning rate, weight decay, warm-up.
-        seed: every epoch's random numbers start from it and the epoch's number, so that a resumed run draws those that
-            an unbroken one would have drawn.
+        seed: every step's random numbers start from it and the step's place, so that a resumed run draws those that an
+            unbroken one would have drawn.
         chosen_on: the split that validation steps see, "validation" or, for a run that says so, "test".
 
     Attributes:
@@ -57,10 +57,10 @@ class AudioVisualModule(LightningModule):
         out = self.adapter(batch["visual"], batch["audio"])
         return out, self.task(out, batch)
 
-    def on_train_epoch_start(self) -> None:
-        """Start this epoch's random numbers."""
-        words = np.random.SeedSequence((self.seed, self.current_epoch, self.global_rank)).generate_state(1, np.uint64)
-        torch.manual_seed(int(words[0]))
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Start this step's random numbers."""
+        step = (self.seed, self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(step).generate_state(1, np.uint64)[0]))
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """The loss of one batch, the adapter's own term included."""

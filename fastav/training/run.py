@@ -28,7 +28,7 @@ except ImportError as error:
 
 
 class BestEpoch(ModelCheckpoint):
-    """Keeps ``last.ckpt``, and the best epoch's adapter and head as :class:`RunFolder` has them.
+    """Keeps the best epoch's checkpoint, and its adapter and head as :class:`RunFolder` has them.
 
     Args:
         folder: the run's.
@@ -42,7 +42,6 @@ class BestEpoch(ModelCheckpoint):
             "best",
             monitor=monitor,
             mode="max",
-            save_last=True,
             save_on_train_epoch_end=False,
             enable_version_counter=False,
         )
@@ -95,7 +94,9 @@ def set_up_training(config: TrainConfig) -> Training:
     module = AudioVisualModule(adapter, task, config.optimizer, seed=config.seed, chosen_on=stage)
     folder = RunFolder(config.output)
     record = {"task": config.task, "options": options, "class_names": list(train.class_names)}
-    callbacks: list[Callback] = [BestEpoch(folder, module.monitor, record)]
+    # Not the best epoch's `save_last`: that would keep only those last epochs that were the best, too.
+    last = ModelCheckpoint(folder.checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+    callbacks: list[Callback] = [BestEpoch(folder, module.monitor, record), last]
     if config.trainer.patience is not None:
         callbacks.append(EarlyStopping(module.monitor, mode="max", patience=config.trainer.patience))
     trainer = make_trainer(config.trainer, config.optimizer, callbacks, folder.new_logs())

@@ -1,0 +1,255 @@
+"""The commands end to end, on clips that are learnt in seconds."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from fastav.training.cli import main
+from fastav.training.module import AudioVisualModule
+
+FAST = [
+    "--adapter.num_tokens=2",
+    "--adapter.width=16",
+    "--adapter.rank=4",
+    "--adapter.standardize_batches=2",
+    "--data.num_workers=0",
+    "--data.batch_size=4",
+    "--trainer.accelerator=cpu",
+    "--trainer.devices=1",
+    "--optimizer.lr=0.01",
+]
+
+
+@pytest.fixture(scope="session")
+def flags(backbone_flags):
+    return [*backbone_flags, *FAST]
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory, ave_root, flags):
+    """A finished run; not to be written to."""
+    folder = tmp_path_factory.mktemp("runs") / "ave"
+    arguments = ["--task=localization", f"--data.root={ave_root}", f"--output={folder}", "--optimizer.epochs=5"]
+    assert main(["train", *arguments, *flags]) == 0
+    return folder
+
+
+def epochs(run, logs="logs"):
+    """What was logged, by name: a list of numbers, one an epoch."""
+    columns = {}
+    with (run / logs / "metrics.csv").open() as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                if value:
+                    columns.setdefault(name, []).append(float(value))
+    return columns
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
+def test_the_loss_falls_and_validation_chooses_the_epoch(run):
+    logged = epochs(run)
+    assert len(logged["train/loss"]) == 5
+    assert logged["train/loss"][-1] < 0.25 * logged["train/loss"][0]
+    record = json.loads((run / "best" / "record.json").read_text())
+    accuracies = logged["validation/accuracy"]
+    assert record["chosen_by"] == "validation/accuracy"
+    assert record["score"] == max(accuracies)
+    assert record["epoch"] == accuracies.index(max(accuracies))
+
+
+def test_checkpoints_hold_adapter_and_head_alone(run):
+    best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=False)["state_dict"]
+    assert {name.partition(".")[0] for name in best} == {"adapter", "task"}
+    assert not [name for name in best if name.startswith(("adapter.visual", "adapter.audio"))]
+    from safetensors.torch import load_file
+
+    kept = {f"adapter.{name}": value for name, value in load_file(run / "best" / "adapter_model.safetensors").items()}
+    kept |= {f"task.{name}": value for name, value in load_file(run / "best" / "head.safetensors").items()}
+    assert kept.keys() == best.keys()
+    assert all(torch.equal(kept[name], best[name]) for name in best)
+
+
+def test_evaluation_gives_the_score_that_chose_the_epoch(run, capsys):
+    assert main(["evaluate", str(run), "--split=val"]) == 0
+    scores = json.loads((run / "scores-val.json").read_text())
+    assert scores["scores"]["accuracy"] == json.loads((run / "best" / "record.json").read_text())["score"]
+    assert (scores["clips"], scores["left_out"]) == (5, 0)
+    assert scores["scores"]["mismatched_recall"] is None  # of nothing
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["accuracy", f"{100 * scores['scores']['accuracy']:.2f}"] in shown
+
+
+def test_predictions_are_what_was_scored(run, ave_root, tmp_path):
+    assert main(["evaluate", str(run), "--data.batch_size=3"]) == 0
+    scored = json.loads((run / "scores-test.json").read_text())["scores"]["accuracy"]
+    assert main(["predict", str(run), f"--output={tmp_path}"]) == 0
+    predicted = lines(tmp_path)
+    rows = [line.split("&") for line in (ave_root / "testSet.txt").read_text().splitlines()]
+    assert [line["id"] for line in predicted] == [row[1] for row in rows]
+    right = 0
+    for line, (category, _, _, start, end) in zip(predicted, rows, strict=True):
+        said = ["background"] * 10
+        for event in line["events"]:
+            said[int(event["start"]) : int(event["end"])] = [event["event"]] * int(event["end"] - event["start"])
+        right += sum(
+            word == (category if int(start) <= second < int(end) else "background") for second, word in enumerate(said)
+        )
+    assert right / 70 == pytest.approx(scored, abs=1e-6)  # float32 against float64
+    arrays = np.load(tmp_path / "probabilities.npz")
+    assert arrays["probabilities"].shape == (7, 10, 29)
+    assert list(arrays["id"]) == [row[1] for row in rows]
+
+
+def test_a_single_video_is_predicted(run, tmp_path, capsys):
+    video = write_video(tmp_path / "red.mkv", seconds=10)
+    assert main(["predict", str(run), f"--video={video}", f"--output={tmp_path / 'out'}"]) == 0
+    (line,) = lines(tmp_path / "out")
+    assert line["id"] == "red"
+    assert {event["event"] for event in line["events"]} == {"Church bell"}  # red, and its tone
+    assert json.dumps(line) in capsys.readouterr().out
+    assert main(["visualize", str(run), f"--video={video}", f"--output={tmp_path / 'red.png'}"]) == 0
+    assert (tmp_path / "red.png").stat().st_size > 10_000
+
+
+def write_video(path, seconds):
+    """Red frames, and the tone that goes with red."""
+    av = pytest.importorskip("av")
+    from fractions import Fraction
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=2, options={"crf": "10"})
+        stream.width, stream.height, stream.pix_fmt = 40, 40, "yuv420p"
+        audio = container.add_stream("pcm_f32le", rate=16000)
+        audio.layout = "mono"
+        for number in range(2 * seconds):
+            frame = av.VideoFrame.from_ndarray(np.full((40, 40, 3), (230, 30, 30), np.uint8))
+            frame.pts, frame.time_base = number, Fraction(1, 2)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        tone = np.sin(2 * np.pi * 300 * np.arange(16000 * seconds) / 16000).astype(np.float32) / 3
+        sound = av.AudioFrame.from_ndarray(tone[None], "flt", "mono")
+        sound.sample_rate, sound.pts, sound.time_base = 16000, 0, Fraction(1, 16000)
+        container.mux(audio.encode(sound))
+        container.mux(audio.encode())
+    return path
+
+
+def test_a_resumed_run_ends_in_the_same_bits(run, tmp_path, monkeypatch):
+    config, folder = run / "config.yaml", tmp_path / "broken"
+    command = ["train", f"--config={config}", f"--output={folder}"]
+
+    class PowerCut(BaseException):
+        pass
+
+    def cut(self, *_):
+        if self.current_epoch == 3:
+            raise PowerCut
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AudioVisualModule, "on_train_batch_end", cut)
+        with pytest.raises(PowerCut):
+            main(command)
+    assert len(epochs(folder)["train/loss"]) == 3
+    assert main([*command, "--resume=true"]) == 0
+    straight, resumed = (
+        torch.load(place / "checkpoints" / "last.ckpt", weights_only=False) for place in (run, folder)
+    )
+    assert resumed["epoch"] == straight["epoch"] == 4
+    for name, value in straight["state_dict"].items():
+        assert torch.equal(resumed["state_dict"][name], value), name
+    assert epochs(folder)["train/loss"] + epochs(folder, "logs-2")["train/loss"] == epochs(run)["train/loss"]
+    records = [json.loads((place / "best" / "record.json").read_text()) for place in (run, folder)]
+    assert records[0] == records[1]
+
+
+def test_a_resumed_run_must_be_the_same_run(run, capsys):
+    command = ["train", f"--config={run / 'config.yaml'}", f"--output={run}"]
+    assert main([*command, "--resume=true", "--optimizer.lr=0.5"]) == 2
+    assert "optimizer.lr was 0.01 and is 0.5" in capsys.readouterr().err
+    assert main(command) == 2
+    assert "holds a run already" in capsys.readouterr().err
+
+
+def test_flags_override_the_file_and_the_file_says_what_ran(run, tmp_path, capsys):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert (config["task"], config["optimizer"]["lr"], config["adapter"]["num_tokens"]) == ("localization", 0.01, 2)
+    with pytest.raises(SystemExit) as done:
+        main(["train", f"--config={run / 'config.yaml'}", "--adapter.num_tokens=3", "--print_config"])
+    assert done.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    config["adapter"]["num_tokens"] = 3
+    assert printed == config
+
+
+def test_choosing_by_the_test_split_is_said(ave_root, flags, tmp_path, capsys):
+    arguments = ["--task=localization", f"--data.root={ave_root}", f"--output={tmp_path}", "--optimizer.epochs=1"]
+    assert main(["train", *arguments, *flags, "--select_on_test=true"]) == 0
+    assert "the test split chooses the epoch" in capsys.readouterr().err
+    record = json.loads((tmp_path / "best" / "record.json").read_text())
+    assert record["chosen_by"] == "test/accuracy"
+    assert "validation/accuracy" not in epochs(tmp_path)
+    assert main(["evaluate", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "scores-test.json").read_text())["scores"]["accuracy"] == record["score"]
+    assert "optimistic" in capsys.readouterr().err
+
+
+def test_what_is_left_out_is_counted(run, ave_root, tmp_path):
+    root = tmp_path / "ave"
+    shutil.copytree(ave_root, root)
+    (root / "frames" / "test0000001" / "0003.jpg").write_bytes(b"no picture")
+    shutil.rmtree(root / "frames" / "test0000004")
+    with pytest.warns(UserWarning, match="test0000004"):
+        status = main(["evaluate", str(run), f"--data.root={root}", "--data.on_error=skip"])
+    assert status == 0
+    scores = json.loads((run / "scores-test.json").read_text())
+    assert (scores["clips"], scores["left_out"]) == (5, 2)
+
+
+@pytest.mark.parametrize("task", ["parsing", "avsbench-s4", "avsbench-ms3", "question_answering"])
+@pytest.mark.parametrize("method", ["mettle", "molt"])
+def test_each_task_trains_scores_and_predicts(task, method, request, flags, tmp_path):
+    root = request.getfixturevalue({"parsing": "llp_root", "question_answering": "qa_root"}.get(task, "avs_root"))
+    kind = [f"--task={task}"] if "avsbench" not in task else ["--task=segmentation", f"--data.name={task}"]
+    command = ["train", *kind, f"--method={method}", f"--data.root={root}", f"--output={tmp_path / 'run'}"]
+    assert main([*command, *flags, "--optimizer.epochs=3"]) == 0
+    run = tmp_path / "run"
+    losses = epochs(run)["train/loss"]
+    assert losses[-1] < losses[0]
+    assert all(value > 0 for value in epochs(run)["train/aux_loss"]) == (method == "molt")
+    assert main(["evaluate", str(run), "--split=val"]) == 0
+    record = json.loads((run / "best" / "record.json").read_text())
+    scores = json.loads((run / "scores-val.json").read_text())
+    monitor = record["chosen_by"].removeprefix("validation/")
+    assert scores["scores"][monitor] == pytest.approx(record["score"], abs=1e-6)
+    assert main(["predict", str(run), f"--output={tmp_path / 'out'}"]) == 0
+    check_predictions(task, lines(tmp_path / "out"), tmp_path / "out")
+
+
+def check_predictions(task, predicted, folder):
+    if task == "parsing":
+        assert [line["id"] for line in predicted] == [f"test__{number:05d}_30_40" for number in range(4)]
+        assert all(line.keys() == {"id", "audio_events", "visual_events"} for line in predicted)
+        assert np.load(folder / "probabilities.npz")["audio_probabilities"].shape == (4, 10, 25)
+    elif task == "question_answering":
+        assert [line["id"] for line in predicted] == [str(number) for number in range(25, 33)]
+        assert predicted[0]["question"] == "Is there a red in the video?"
+        assert {line["answers"] for line in predicted} <= {"yes", "no", "one", "two"}
+    else:
+        from PIL import Image
+
+        ids = [f"dog_barking/test{number}" if task == "avsbench-s4" else f"test{number}" for number in range(3)]
+        assert [line["id"] for line in predicted] == ids
+        for line in predicted:
+            assert line["masks"] == [f"masks/{line['id']}/{second}.png" for second in range(5)]
+            for mask in line["masks"]:
+                pixels = np.asarray(Image.open(folder / mask))
+                assert pixels.shape == (24, 24)
+                assert set(np.unique(pixels)) <= {0, 255}
