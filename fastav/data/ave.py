@@ -75,7 +75,7 @@ def parse_ave(path: str | Path) -> AVEAnnotations:
     Raises:
         DataError: a row of another form, an unknown class, or times outside of 0 to 10; names file and line.
     """
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     has_header = bool(lines) and tuple(word.strip() for word in lines[0].split("&")) == _HEADER
     numbered = [(n, line) for n, line in enumerate(lines, 1) if line.strip() and not (has_header and n == 1)]
     if not numbered:

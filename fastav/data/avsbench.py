@@ -59,6 +59,10 @@ class AVSRow:
     category: str | None = None
 
 
+#: What a way of laying out files is called, and the files of a clip in it.
+_Way = tuple[str, Callable[[AVSRow], list[Path]]]
+
+
 def parse_avsbench(path: str | Path, subset: str) -> list[AVSRow]:
     """Read ``s4_meta_data.csv`` or ``ms3_meta_data.csv``, all splits.
 
@@ -70,7 +74,7 @@ def parse_avsbench(path: str | Path, subset: str) -> list[AVSRow]:
     """
     rows = []
     split_at, category_at = (3, 2) if subset == "s4" else (1, None)
-    with Path(path).open(encoding="utf-8", newline="") as file:
+    with Path(path).open(encoding="utf-8-sig", newline="") as file:
         for number, fields in enumerate(csv.reader(file), 1):
             where = f"{path}, line {number}"
             if len(fields) <= split_at:
@@ -154,8 +158,12 @@ class AVSBench(ClipDataset[AVSRow]):
         table, self.folder = avsbench_folder(self.root, subset)
         self._arrays: dict[Path, dict[str, Any]] = {}
         rows = [row for row in parse_avsbench(table, subset) if row.split == split]
-        self._pictures = self._choose(rows, media, [self._frames, self._video])
-        self._sound = self._choose(rows, media, [self._wav, self._array, self._video])
+        frames, videos = ("frames in visual_frames", self._frames), ("videos in raw_videos", self._video)
+        sounds = [(".wav sounds in audio_wav", self._wav), ("AVS.npy in wave", self._array)]
+        (pictures, self._pictures), (heard, self._sound) = (
+            self._choose(rows, media, ways) for ways in ([frames, videos], [*sounds, videos])
+        )
+        self.sources = pictures, heard
         missing = {}
         for row in rows:
             wanted = dict.fromkeys([*self._pictures(row), *self._sound(row), *self._masks(row)])
@@ -180,7 +188,7 @@ class AVSBench(ClipDataset[AVSRow]):
         if self._sound == self._array:
             sound = resample(torch.from_numpy(self._from_array(path, row)), ARRAY_RATE, self.sampling_rate)
         else:
-            sound = read_sound(path, sampling_rate=self.sampling_rate)
+            sound = read_sound(path, sampling_rate=self.sampling_rate, seconds=_SECONDS)
         return {"frames": frames, "sound": fit(sound, _SECONDS * self.sampling_rate, self.sampling_rate, path)}
 
     def targets(self, row: AVSRow) -> Clip:
@@ -194,13 +202,12 @@ class AVSBench(ClipDataset[AVSRow]):
         masks[: len(found)] = torch.stack(found)
         return {"masks": masks, "has_mask": torch.arange(_SECONDS) < len(found)}
 
-    def _choose(
-        self, rows: Sequence[AVSRow], media: str, ways: Sequence[Callable[[AVSRow], list[Path]]]
-    ) -> Callable[[AVSRow], list[Path]]:
-        """Of the ways in which all clips' files may lie, that which finds the first file of most."""
+    @staticmethod
+    def _choose(rows: Sequence[AVSRow], media: str, ways: Sequence[_Way]) -> _Way:
+        """Of the ways in which all clips' files may lie, videos last, that which finds the first file of most."""
         if media != "auto":
             ways = ways[-1:] if media == "video" else ways[:-1]
-        return max(ways, key=lambda way: sum(way(row)[0].is_file() for row in rows))
+        return max(ways, key=lambda way: sum(way[1](row)[0].is_file() for row in rows))
 
     def _place(self, kind: str, row: AVSRow, *, split: bool = True) -> Path:
         """A folder of clips' files: by split and category in S4; in MS3 by split where ``split``."""

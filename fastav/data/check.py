@@ -126,8 +126,8 @@ def _check_split(report: Report, split: str, reader: Callable[..., Any], *, deep
         report.errors.append(str(error))
         return
     report.missing[split] = clips.missing
+    report.found += zip(("pictures", "sounds"), clips.sources, strict=True)
     if isinstance(clips, MediaTreeDataset):
-        report.found += [("pictures", clips.layout.pictures), ("sounds", clips.layout.sounds)]
         folders = [files.pictures for files in clips.layout.files.values() if files.pictures.is_dir()]
         report.broken[split] = _check_frame_folders(report, split, folders)
     if deep:

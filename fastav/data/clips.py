@@ -43,6 +43,7 @@ class ClipDataset(Dataset[Clip | None], Generic[Row]):
         num_segments: T.
         seconds_per_segment: length of a segment's sound.
         rows: the annotations of the clips, in order; those left out are not among them.
+        sources: where the pictures and where the sounds are, in words.
         missing: what was left out: by name of the clips' files, what they lack, in words.
 
     Raises:
@@ -73,6 +74,7 @@ class ClipDataset(Dataset[Clip | None], Generic[Row]):
         self.split, self.preprocess, self.on_error = split, preprocess, on_error
         self.image_size, self.sampling_rate = image_size, sampling_rate
         self.rows: list[Row] = []
+        self.sources = ("", "")
         self.missing: dict[str, str] = {}
 
     @property
@@ -151,6 +153,7 @@ class MediaTreeDataset(ClipDataset[Row]):
         super().__init__(root, split, **options)
         rows = self.annotations()
         self.layout = find_media(self.root, map(self.file_of, rows), media=media)
+        self.sources = self.layout.pictures, self.layout.sounds
         self._keep(rows, self.layout.missing)
 
     def annotations(self) -> list[Row]:
@@ -216,8 +219,9 @@ def read_clip(
         whole = media_seconds(files.pictures) if spread else seconds
         times = [(segment + 0.5) * whole / num_segments for segment in range(num_segments)]
         frames = read_video(files.pictures, times, image_size=image_size)
-    sound = read_sound(files.sound, sampling_rate=sampling_rate, array_seconds=seconds)
-    if spread and files.sound.suffix != ".npy":
+    spread_sound = spread and files.sound.suffix != ".npy"
+    sound = read_sound(files.sound, sampling_rate=sampling_rate, seconds=None if spread_sound else seconds)
+    if spread_sound:
         if whole is not None:  # frames and windows at the same times, also where the sound ends early
             sound = fit(sound, round(whole * sampling_rate), sampling_rate, files.sound)
         sound = spread_windows(sound, num_segments, window)

@@ -211,7 +211,7 @@ def llp_events(root: str | Path) -> dict[str, list[LLPEvent]]:
 
 def _table(path: str | Path, columns: tuple[str, ...]) -> list[tuple[list[str], str]]:
     """The rows of a table with tabs between columns, and where each stands, in words."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     if not lines or tuple(lines[0].split("\t")) != columns:
         raise DataError(
             f"{path} begins with {lines[0] if lines else ''!r}: the columns {', '.join(columns)} with tabs between "

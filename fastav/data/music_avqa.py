@@ -47,7 +47,7 @@ def parse_music_avqa(path: str | Path) -> list[QuestionRow]:
         DataError: not such a file, an unknown type, or a template that its values do not fill; names the entry.
     """
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+        entries = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise DataError(f"{path} is no JSON ({error}): get it again from the MUSIC-AVQA repository") from error
     if not isinstance(entries, list) or not entries:
@@ -94,7 +94,7 @@ def read_answers(path: str | Path) -> tuple[str, ...]:
         DataError: missing, empty, or an answer twice.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise DataError(f"the list of answers {path} cannot be read: {error}") from error
     try:

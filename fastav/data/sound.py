@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,16 +21,18 @@ ARRAY_RATE = 32000
 _SOUND_FILES = {".wav", ".flac", ".ogg"}
 
 
-def read_sound(path: str | Path, *, sampling_rate: int, array_seconds: float | None = None) -> Tensor:
-    """Read a whole sound; channels are averaged.
+def read_sound(path: str | Path, *, sampling_rate: int, seconds: float | None = None) -> Tensor:
+    """Read a sound from its start; channels are averaged.
 
     Args:
         path: a sound file (wav, flac, ogg), an array (npy, at 32 kHz), or any media file with a sound stream.
         sampling_rate: Hz to resample to.
-        array_seconds: how long the sound of an array must be, as it does not tell its rate.
+        seconds: how much of it is wanted; None: all. The sound of an array must be as long, as it does not tell its
+            rate.
 
     Returns:
-        (samples,) float32, on a clock that starts with the file: silence where the stream starts later.
+        (samples,) float32, on a clock that starts with the file: silence where the stream starts later. It may be a
+        little longer than ``seconds``, or shorter, if the file is: see :func:`fit`.
 
     Raises:
         MediaError: missing, does not decode, no sound stream, an empty sound, or one that ends before its header says.
@@ -37,12 +40,12 @@ def read_sound(path: str | Path, *, sampling_rate: int, array_seconds: float | N
     """
     path = Path(path)
     if path.suffix == ".npy":
-        waveform = array_sound(load_array(path), path, seconds=array_seconds)
+        waveform = array_sound(load_array(path), path, seconds=seconds)
         rate = ARRAY_RATE
     elif path.suffix in _SOUND_FILES:
-        waveform, rate = _read_file(path)
+        waveform, rate = _read_file(path, seconds)
     else:
-        waveform, rate = _read_stream(path)
+        waveform, rate = _read_stream(path, seconds)
     if not waveform.size:
         raise MediaError(f'{path} holds an empty sound: fetch it again, or leave it out by on_error="skip"')
     if not np.isfinite(waveform).all():
@@ -143,12 +146,14 @@ class _ArrayUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only arrays are let in")
 
 
-def _read_file(path: Path) -> tuple[np.ndarray[Any, Any], int]:
+def _read_file(path: Path, seconds: float | None) -> tuple[np.ndarray[Any, Any], int]:
     soundfile = load_optional("soundfile", by="sound readers", extra="data")
     if not path.is_file():
         raise MediaError(f"{path} is missing")
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as file:
+            rate = file.samplerate
+            samples = file.read(_enough(seconds, rate, file.frames), dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise MediaError(
             f'{path} does not decode ({error}): fetch it again, or leave it out by on_error="skip"'
@@ -156,13 +161,14 @@ def _read_file(path: Path) -> tuple[np.ndarray[Any, Any], int]:
     return samples.mean(1), rate
 
 
-def _read_stream(path: Path) -> tuple[np.ndarray[Any, Any], int]:
+def _read_stream(path: Path, seconds: float | None) -> tuple[np.ndarray[Any, Any], int]:
     """Decode the first sound stream of a media file onto the file's clock, at the stream's rate."""
     av = load_optional("av", by="sound readers", extra="data")
     with open_media(path) as container:
         stream = first_stream(container, "audio", path)
         rate, zero, position = stream.rate, (container.start_time or 0) / 1e6, 0
         parts: list[np.ndarray[Any, Any]] = []
+        enough = _enough(seconds, rate, sys.maxsize)
         planes = av.AudioResampler(format="fltp")  # floats, one row a channel; rate and channels stay
         try:
             for frame in container.decode(stream):
@@ -173,14 +179,21 @@ def _read_stream(path: Path) -> tuple[np.ndarray[Any, Any], int]:
                     parts, position = _move(parts, position, start), start
                 parts.append(part)
                 position += len(part)
+                if position >= enough:
+                    break
         except (av.error.FFmpegError, ValueError) as error:  # ValueError: its channels change midway
             raise MediaError(
                 f'{path}: its sound does not decode ({error}): fetch it again, or leave it out by on_error="skip"'
             ) from error
         declared = stream_end(stream)
-        if declared is not None and position and declared - zero > position / rate + SLACK:
+        if declared is not None and 0 < position < enough and declared - zero > position / rate + SLACK:
             raise cut_short(path, "sound", position / rate, declared - zero)
-    return (np.concatenate(parts) if parts else np.empty(0, np.float32)), rate
+    return (np.concatenate(parts)[:enough] if parts else np.empty(0, np.float32)), rate
+
+
+def _enough(seconds: float | None, rate: int, most: int) -> int:
+    """How many samples are read: a little more than wanted, so that the resampling filter meets no end there."""
+    return most if seconds is None else min(most, round((seconds + SLACK) * rate))
 
 
 def _move(parts: Sequence[np.ndarray[Any, Any]], position: int, start: int) -> list[np.ndarray[Any, Any]]:

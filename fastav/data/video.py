@@ -74,7 +74,7 @@ def open_media(path: str | Path) -> Any:
 
 
 def first_stream(container: Any, kind: str, path: str | Path) -> Any:
-    """The first stream of a kind, "video" or "audio".
+    """The first stream of a kind, "video" or "audio", set up to fail where it is damaged.
 
     Raises:
         MediaError: there is none.
@@ -83,6 +83,8 @@ def first_stream(container: Any, kind: str, path: str | Path) -> Any:
     if not streams:
         remedy = {"video": "extracted frames", "audio": "a sound file"}[kind]
         raise MediaError(f'{path} has no {kind} stream: give {remedy} for it, or leave it out by on_error="skip"')
+    # Decoders would rather conceal damage, and show what was never there until the next key frame.
+    streams[0].codec_context.options = {"err_detect": "explode"}
     return streams[0]
 
 

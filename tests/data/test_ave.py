@@ -165,6 +165,12 @@ def test_split_files_stand_for_orders_and_must_agree_with_them(tree):
     assert [row.video for row in ave_split(tree, "train")] == ["ccccccccccc", "-_bbbbbbbbb"]
 
 
+def test_a_byte_order_mark_hides_no_header(tmp_path):
+    (tmp_path / "a.txt").write_text(f"{HEADER}\n{ROWS[0]}\n", encoding="utf-8-sig")
+    assert parse_ave(tmp_path / "a.txt").has_header
+    assert len(parse_ave(tmp_path / "a.txt").rows) == 1
+
+
 def test_annotations_may_lie_in_a_folder_of_their_own(tree):
     (tree / "data").mkdir()
     for path in (tree / "Annotations.txt", *tree.glob("*.h5")):

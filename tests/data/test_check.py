@@ -132,6 +132,8 @@ def test_avsbench(tmp_path, media):
             media.wav(folder / f"audio_wav/{split}/ab.wav", seconds=5)
     report = check_data("avsbench-ms3", tmp_path, deep=True)
     assert report.ok
+    assert dict(report.found)["pictures"] == "frames in visual_frames"
+    assert dict(report.found)["sounds"] == ".wav sounds in audio_wav"
     assert report.counts == {"train": 1, "val": 1, "test": 1}
     (folder / "gt_masks/val/ab/ab_2.png").unlink()
     report = check_data("avsbench-ms3", tmp_path)

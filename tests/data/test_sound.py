@@ -26,6 +26,15 @@ def test_channels_are_averaged(tmp_path):
     assert torch.equal(made, torch.full((1600,), 0.125))
 
 
+@pytest.mark.parametrize("suffix", [".wav", ".mkv"])
+def test_no_more_is_read_than_wanted(tmp_path, media, suffix):
+    write = media.wav if suffix == ".wav" else media.video
+    path = write(tmp_path / f"a{suffix}", rate=44100)
+    made, whole = (read_sound(path, sampling_rate=16000, seconds=seconds) for seconds in (3, None))
+    assert 48000 < len(made) < 56000
+    assert torch.allclose(made[:48000], whole[:48000], atol=1e-6)  # a convolution's rounding
+
+
 @pytest.mark.parametrize("rate", [8000, 22050, 44100])
 def test_other_rates_are_resampled(tmp_path, rate):
     times = np.arange(rate) / rate
@@ -69,9 +78,9 @@ def test_a_stream_that_starts_late_has_silence_before_it(tmp_path):
 def test_arrays_are_at_32_khz(tmp_path, media):
     path = media.npy(tmp_path / "a.npy")
     assert torch.equal(read_sound(path, sampling_rate=32000), torch.from_numpy(media.samples(10, 32000)))
-    assert read_sound(path, sampling_rate=16000, array_seconds=10).shape == (160000,)
+    assert read_sound(path, sampling_rate=16000, seconds=10).shape == (160000,)
     with pytest.raises(MediaError, match=r"a\.npy holds 320000 samples: 5 s at 32000 Hz.* are 160000; give a \.wav"):
-        read_sound(path, sampling_rate=16000, array_seconds=5)
+        read_sound(path, sampling_rate=16000, seconds=5)
 
 
 def test_integer_arrays_are_scaled_and_wrong_ones_refused(tmp_path):

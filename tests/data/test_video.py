@@ -126,6 +126,20 @@ def test_a_cut_short_video_with_its_index_in_front_is_named(tmp_path, media):
         read_video(tmp_path / "cut.mp4", MIDDLES, image_size=16)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_damage_is_not_concealed(tmp_path, media, seed):
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randint(0, 256, (2000,), generator=generator, dtype=torch.uint8)
+    # One group of pictures with noise from frame to frame, so that there is much to damage.
+    path = media.video(tmp_path / "a.mp4", gop=50, sound=False, greys=noise[:50].tolist())
+    data = bytearray(path.read_bytes())
+    start = data.index(b"mdat") + 1200 + 300 * seed
+    data[start : start + 40] = bytes(noise[-40:].tolist())
+    path.write_bytes(data)
+    with pytest.raises(MediaError, match=r"a\.mp4 does not decode .*Invalid data"):
+        read_video(path, MIDDLES, image_size=16)
+
+
 def test_streams_that_are_not_there_are_named(tmp_path, media):
     from fastav.data.sound import read_sound
 
