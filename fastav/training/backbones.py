@@ -75,17 +75,23 @@ def from_transformers(name: str, *, pretrained: bool, options: dict[str, Any], f
     settings = transformers.AutoConfig
     try:
         config = settings.from_pretrained(name, **options) if known else settings.for_model(name, **options)
-        config = config.audio_config if config.model_type == "clap" else config
-        # Neither of transformers' Auto classes makes the audio half of CLAP.
-        loader = transformers.ClapAudioModel if config.model_type == "clap_audio_model" else transformers.AutoModel
+        # Alone it is no model that transformers' Auto class knows.
+        audio_half = config.model_type == "clap_audio_model"
+        loader = transformers.ClapAudioModel if audio_half else transformers.AutoModel
         if pretrained:
-            return loader.from_pretrained(name, config=config)
-        return loader(config) if loader is transformers.ClapAudioModel else loader.from_config(config)
-    except (OSError, ValueError) as error:
+            model, found = loader.from_pretrained(name, config=config, output_loading_info=True)
+        else:
+            model = loader(config) if audio_half else loader.from_config(config)
+    except (OSError, RuntimeError, ValueError) as error:
         if pretrained:
             instead = f"a folder that save_pretrained wrote as {flag}.name"
             raise ValueError(_no_weights(name, flag, instead, error)) from error
         raise ValueError(f"{flag}: transformers cannot build {name!r}: {_brief(error)}") from error
+    # transformers draws what a checkpoint lacks at random, with no more than a warning. No tap is behind a pooler.
+    lacks = sorted(key for key in found["missing_keys"] if "pooler" not in key) if pretrained else []
+    if lacks:
+        raise ValueError(f"{flag}: {name!r} holds no {lacks[0]} and {len(lacks) - 1} more weights of the model")
+    return model.audio_model if config.model_type == "clap" else model
 
 
 def _no_weights(name: str, flag: str, instead: str, error: Exception) -> str:

@@ -77,7 +77,9 @@ def draw_attention(
         grid[0, segment].imshow(pictures[segment])
         for row in range(1 + tokens):
             sound = {"cmap": "viridis" if row == 0 else "gray", "vmin": low, "vmax": high}
-            grid[1 + tokens + row, segment].imshow(spectrograms[segment].numpy(), origin="lower", aspect="auto", **sound)
+            grid[1 + tokens + row, segment].imshow(
+                spectrograms[segment].numpy(), origin="lower", aspect="auto", **sound
+            )
             if row:
                 grid[row, segment].imshow(grey[segment], cmap="gray", vmin=0, vmax=255)
     _overlay(grid[1 : 1 + tokens], frame_attention, frames.shape[-2:], origin="upper")

@@ -159,9 +159,7 @@ def test_a_resumed_run_ends_in_the_same_bits(run, tmp_path, monkeypatch):
             main(command)
     assert len(epochs(folder)["train/loss"]) == 3
     assert main([*command, "--resume=true"]) == 0
-    straight, resumed = (
-        torch.load(place / "checkpoints" / "last.ckpt", weights_only=False) for place in (run, folder)
-    )
+    straight, resumed = (torch.load(place / "checkpoints" / "last.ckpt", weights_only=False) for place in (run, folder))
     assert resumed["epoch"] == straight["epoch"] == 4
     for name, value in straight["state_dict"].items():
         assert torch.equal(resumed["state_dict"][name], value), name

@@ -1,0 +1,110 @@
+"""What users get wrong is said in one line, with exit status 2 and no traceback."""
+
+import pytest
+
+from fastav.training.cli import main
+
+BASE = ["--data.num_workers=0", "--trainer.accelerator=cpu", "--trainer.devices=1"]
+
+
+def refused(capsys, *arguments):
+    """The one line that a command is refused with."""
+    try:
+        status = main(list(arguments))
+    except SystemExit as stop:  # jsonargparse's own
+        status = stop.code
+    shown = capsys.readouterr().err
+    assert status == 2, shown
+    assert "Traceback" not in shown
+    return shown.strip().splitlines()[-1]
+
+
+@pytest.fixture
+def train(ave_root, backbone_flags, tmp_path):
+    """``fastav train`` on AVE; later flags win."""
+    output = f"--output={tmp_path / 'run'}"
+    return ["train", "--task=localization", f"--data.root={ave_root}", output, *backbone_flags, *BASE]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (["--data.root=/nowhere"], "/nowhere is no folder: give the folder that holds the data set"),
+        (["--data.name=llp"], "'llp' is for the task 'parsing'; for 'localization' give ave"),
+        (["--task=segmentation"], "data.name is not given; for 'segmentation' give avsbench-s4 or avsbench-ms3"),
+        (["--data.options={subset: s4}"], "data.options: "),
+        (["--data.batch_size=0"], "batch_size is 0, wanted at least 1"),
+        (["--adapter.tokens=3"], "unrecognized arguments: --adapter.tokens=3"),
+        (["--adapter.rank=5"], "rank 5 does not divide into 2 heads"),
+        (["--adapter.layers=9"], "taps=9 asks for the last 9 blocks of"),
+        (["--method=lora"], "there is no adapter method 'lora'; choose one of ['mettle', 'molt']"),
+        (["--task=counting"], "there is no task 'counting'; choose one of ['localization', 'parsing', "),
+        (["--head.supervision=half"], "Expected a typing.Literal['full', 'weak']. Got value: half"),
+        (["--optimizer.warm_up=2"], "warm_up is 2"),
+        (["--trainer.precision=7-bit"], "7-bit"),
+        (["--trainer.accelerator=abacus"], "abacus"),
+        (["--visual.name=vit_tiny"], "timm has no model 'vit_tiny'; near it are "),
+        (["--visual.checkpoint=/nowhere.pth"], "visual.checkpoint: there is no file /nowhere.pth"),
+        (["--visual.options={wings: 2}"], "unexpected keyword argument 'wings'"),
+        (["--visual.checkpoint=null"], "Without a connection, give a file of weights as visual.checkpoint"),
+        (["--audio.name=openai/whisper-tiny"], "Without a connection, give a folder that save_pretrained wrote"),
+        (["--audio.options={max_source_positions: 100}"], "the weights of "),
+        (["--resume=true"], "holds no finished epoch to resume"),
+        (["--config=/nowhere.yaml"], "the configuration /nowhere.yaml cannot be read"),
+    ],
+    ids=lambda value: value[0].strip("-") if isinstance(value, list) else "",
+)
+def test_training_is_refused(train, wrong, words, capsys, tmp_path):
+    assert words in refused(capsys, *train, *wrong)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_file_that_does_not_decode_is_named(train, ave_root, tmp_path, capsys):
+    import shutil
+
+    root = tmp_path / "ave"
+    shutil.copytree(ave_root, root)
+    broken = root / "frames" / "train0000003" / "0002.jpg"
+    broken.write_bytes(b"no picture")
+    for workers in (0, 1):  # a worker's error comes wrapped in its traceback
+        output = f"--output={tmp_path / str(workers)}"
+        words = refused(capsys, *train, f"--data.root={root}", f"--data.num_workers={workers}", output)
+        assert words.startswith("fastav train: ")
+        assert str(broken) in words
+
+
+def test_folders_that_are_no_runs(tmp_path, capsys):
+    for command in ("evaluate", "predict", "visualize"):
+        assert f"{tmp_path} is no run's folder" in refused(capsys, command, str(tmp_path))
+
+
+def test_commands_that_are_none(capsys):
+    assert main(["tran"]) == 2
+    assert "there is no command 'tran'" in capsys.readouterr().err
+    assert main([]) == 2
+    assert main(["--help"]) == 0
+    assert "check-data" in capsys.readouterr().out
+
+
+def test_check_data_says_what_is_missing(ave_root, tmp_path, capsys):
+    import shutil
+
+    assert main(["check-data", "ave", str(ave_root), "--deep"]) == 0
+    assert "train: 12 annotated, 3339 published" in capsys.readouterr().out
+    root = tmp_path / "ave"
+    shutil.copytree(ave_root, root)
+    (root / "audio" / "val0000002.wav").unlink()
+    assert main(["check-data", "ave", str(root)]) == 1
+    assert "val0000002" in capsys.readouterr().out
+
+
+def test_env_names_versions_and_backends(capsys):
+    import torch
+
+    import fastav
+
+    assert main(["env"]) == 0
+    shown = capsys.readouterr().out
+    assert f"fastav {fastav.__version__}" in shown
+    assert f"torch {torch.__version__}" in shown
+    assert "reference: usable" in shown
