@@ -152,6 +152,8 @@ class MediaTreeDataset(ClipDataset[Row]):
     def __init__(self, root: str | Path, split: str, *, media: str = "auto", **options: Any) -> None:
         super().__init__(root, split, **options)
         rows = self.annotations()
+        if not rows:
+            raise DataError(f"{self.name} {split} in {self.root} has no clips: its list of them is empty")
         self.layout = find_media(self.root, map(self.file_of, rows), media=media)
         self.sources = self.layout.pictures, self.layout.sounds
         self._keep(rows, self.layout.missing)

@@ -231,6 +231,11 @@ def test_wrong_arguments(tree, tmp_path):
         AVE(tmp_path / "empty", "train")
 
 
+def test_an_empty_split_is_refused(tree):
+    with pytest.raises(DataError, match=r"AVE test in .* has no clips: its list of them is empty"):
+        AVE(tree, "test")
+
+
 def test_missing_files_are_refused_or_left_out(tree):
     shutil.rmtree(tree / "video_frames" / "ccccccccccc")
     (tree / "raw_audio" / "ccccccccccc.wav").unlink()
