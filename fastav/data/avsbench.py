@@ -157,7 +157,7 @@ class AVSBench(ClipDataset[AVSRow]):
         self.subset = subset
         table, self.folder = avsbench_folder(self.root, subset)
         self._arrays: dict[Path, dict[str, Any]] = {}
-        rows = [row for row in parse_avsbench(table, subset) if row.split == split]
+        rows = self._some([row for row in parse_avsbench(table, subset) if row.split == split])
         frames, videos = ("frames in visual_frames", self._frames), ("videos in raw_videos", self._video)
         sounds = [(".wav sounds in audio_wav", self._wav), ("AVS.npy in wave", self._array)]
         (pictures, self._pictures), (heard, self._sound) = (

@@ -118,6 +118,12 @@ class ClipDataset(Dataset[Clip | None], Generic[Row]):
         """What the task is to find, by name, and what it is asked."""
         raise NotImplementedError
 
+    def _some(self, rows: list[Row]) -> list[Row]:
+        """The rows themselves; that there are none is an error."""
+        if not rows:
+            raise DataError(f"{self.name} {self.split} in {self.root} has no clips: its list of them is empty")
+        return rows
+
     def _keep(self, rows: Iterable[Row], missing: Mapping[str, str]) -> None:
         """Take the rows whose files are there; the others are an error or left out with a warning."""
         rows = list(rows)
@@ -151,9 +157,7 @@ class MediaTreeDataset(ClipDataset[Row]):
 
     def __init__(self, root: str | Path, split: str, *, media: str = "auto", **options: Any) -> None:
         super().__init__(root, split, **options)
-        rows = self.annotations()
-        if not rows:
-            raise DataError(f"{self.name} {split} in {self.root} has no clips: its list of them is empty")
+        rows = self._some(self.annotations())
         self.layout = find_media(self.root, map(self.file_of, rows), media=media)
         self.sources = self.layout.pictures, self.layout.sounds
         self._keep(rows, self.layout.missing)

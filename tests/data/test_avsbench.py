@@ -189,6 +189,11 @@ def test_wrong_roots_are_named(tree, tmp_path):
         AVSBench(tmp_path / "empty", "train", subset="ms3")
 
 
+def test_an_empty_split_is_refused(tree):
+    with pytest.raises(DataError, match=r"AVSBench val in .* has no clips: its list of them is empty"):
+        AVSBench(tree, "val", subset="ms3")
+
+
 def test_missing_and_broken_files_are_named(tree):
     folder = tree / "Multi-sources/ms3_data"
     (folder / "visual_frames/gh_4/gh_4.mp4_3.png").unlink()
