@@ -93,7 +93,7 @@ class SegmentationTask(Task):
         width: int,
         size: int | tuple[int, int] = 224,
         hidden: int = 64,
-        dice_weight: float = 0.0,
+        dice_weight: float = 1.0,
         scoring: str = "dataset",
     ) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class SegmentationTask(Task):
 
     def forward(self, out: AdapterOutput, batch: Batch) -> Tensor:
         """Logits (B, T, H, W)."""
-        return self.head(out.features, out.visual, out.audio, self.size)
+        return self.head(out.features, out.audio, self.size)
 
     def loss(self, said: Tensor, batch: Batch) -> Tensor:
         """:func:`segmentation_loss` of the batch's ``masks`` and ``has_mask``."""

@@ -10,56 +10,55 @@ SIZES = (10, 9)
 
 
 def scene(grids=((8, 8), (4, 4), (2, 2), (1, 1)), widths=(6, 8, 10, 12), clips=2, segments=3, tokens=2, width=5):
-    """Random features of these grids and widths, and tokens."""
+    """Random features of these grids and widths, and audio tokens."""
     features = [torch.randn(clips, segments, h, w, d) for (h, w), d in zip(grids, widths, strict=True)]
-    return features, *torch.randn(2, clips, segments, tokens, width)
+    return features, torch.randn(clips, segments, tokens, width)
 
 
 def head(widths=(6, 8, 10, 12), **fields):
     torch.manual_seed(0)
-    return SegmentationHead(widths, num_tokens=2, width=5, hidden=8, heads=2, **fields).eval()
+    return SegmentationHead(widths, num_tokens=2, width=5, hidden=8, matching=12, heads=2, **fields).eval()
 
 
 def test_the_default_head_is_light():
-    """Counted by hand for four taps of width 384, K = 4, W = 128, 64 channels and 4 heads."""
-    lateral = 2 * 384 + 384 * 64 + 64
-    query = 2 * 64 + 64 * 64 + 64
-    keys_values = 3 * (2 * 128 + 128 * 128 + 128)
-    guide = lateral + query + keys_values + 4 + (64 * 64 + 64) + (3 * 4 * 4 * 64 + 64)
+    """Counted by hand for four taps of width 384, K = 4, W = 128, 64 channels and 8 heads in 256."""
+    lateral, query = 384 * 64 + 64, 384 * 256 + 256
+    keys = 2 * (2 * 128 + 128 * 256 + 256)
+    similar = 2 * 4 * 8 * 64 + 64
     merge = 2 * 64 + 64 * 64 * 9 + 64
     default = SegmentationHead((384,) * 4, num_tokens=4, width=128)
-    assert sum(p.numel() for p in default.parameters()) == 4 * (guide + merge) + 64 + 1 < 500_000
+    assert count(default) == 4 * (2 * 384 + lateral + query + keys + similar + merge) + 64 + 1 == 927_041
+    assert count(SegmentationHead((192, 384, 768, 1536), num_tokens=4, width=128)) < 2_000_000
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
 
 
 def test_one_guide_by_hand():
-    """A pixel adds to its channels what it finds among the tokens, by cosine, and the cosines themselves."""
-    (features, *_), visual, audio = scene()
+    """A pixel adds to its channels a linear map of its cosines with each token, in each subspace."""
+    (features, *_), audio = scene()
     guide = head().guides[0]
-    sources = [audio.flatten(0, 1), audio.mean(1, keepdim=True).expand_as(audio).flatten(0, 1), visual.flatten(0, 1)]
-    got = guide(features.flatten(0, 1), sources)
+    sounds = [audio.flatten(0, 1), audio.mean(1, keepdim=True).expand_as(audio).flatten(0, 1)]
+    got = guide(features.flatten(0, 1), torch.stack(sounds))
     b, i, j = 4, 3, 5
-    x = guide.lateral(features.flatten(0, 1)[b, i, j])
-    query, cosines, found = guide.query(x), [], []
-    made = [own(tokens[b]) for own, tokens in zip(guide.keys_values, sources, strict=True)]
-    for h in range(2):
-        part = slice(4 * h, 4 * h + 4)
-        keys = torch.cat([kv[:, :8][:, part] for kv in made])
-        values = torch.cat([kv[:, 8:][:, part] for kv in made])
-        cosine = torch.stack([torch.cosine_similarity(query[part], key, dim=0) for key in keys])
-        cosines.append(cosine)
-        found.append((10 * cosine).softmax(0) @ values)
-    expected = x + guide.found(torch.cat(found)) + guide.similar(torch.cat(cosines))
+    pixel = guide.norm(features.flatten(0, 1)[b, i, j])
+    keys = torch.cat([own(tokens[b]) for own, tokens in zip(guide.keys, sounds, strict=True)])
+    query, cosines = guide.query(pixel), []
+    for part in (slice(6), slice(6, 12)):
+        cosines += [torch.cosine_similarity(query[part], key[part], dim=0) for key in keys]
+    expected = guide.lateral(pixel) + guide.similar(torch.stack(cosines))
     torch.testing.assert_close(got[b, :, i, j], expected)
 
 
 def test_each_frame_hears_its_own_second_and_its_clip():
-    features, visual, audio = scene()
+    features, audio = scene()
     model = head()
-    before = model(features, visual, audio, SIZES)
+    before = model(features, audio, SIZES)
     assert before.shape == (2, 3, *SIZES)
     other = audio.clone()
     other[0, 1] += torch.randn(2, 5)
-    changed = (model(features, visual, other, SIZES) - before).abs().amax((2, 3))
+    changed = (model(features, other, SIZES) - before).abs().amax((2, 3))
     assert (changed[0] > 0).all()  # by way of the clip's tokens
     assert changed[0].argmax() == 1  # its own second the most
     assert (changed[1] == 0).all()
@@ -67,22 +66,21 @@ def test_each_frame_hears_its_own_second_and_its_clip():
 
 @pytest.mark.parametrize("scale", range(4))
 def test_the_sound_reaches_every_scale(scale):
-    features, visual, audio = scene()
+    features, audio = scene()
     model = head()
     for i, guide in enumerate(model.guides):
         if i != scale:
-            nn.init.zeros_(guide.found.weight)
             nn.init.zeros_(guide.similar.weight)
     audio.requires_grad_()
-    model(features, visual, audio, SIZES).sum().backward()
+    model(features, audio, SIZES).sum().backward()
     assert (audio.grad.flatten(2).norm(dim=-1) > 0).all()
 
 
 def test_gradients_reach_every_parameter_and_the_features():
-    features, visual, audio = scene()
+    features, audio = scene()
     features = [x.requires_grad_() for x in features]
     model = head()
-    model(features, visual, audio, SIZES).square().mean().backward()
+    model(features, audio, SIZES).square().mean().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
     assert all(x.grad.abs().amax((2, 3, 4)).gt(0).all() for x in features)
 
@@ -114,20 +112,20 @@ def test_head_learns_which_of_two_halves_sounds():
         masks = torch.zeros(clips, 3, 8, 8, dtype=torch.bool)
         masks[..., :4] = (which == 0)[..., None, None]
         masks[..., 4:] = (which == 1)[..., None, None]
-        return features, torch.zeros(clips, 3, 2, 5), audio, masks
+        return features, audio, masks
 
     def accuracy(hears):
-        model = SegmentationHead((8, 8), num_tokens=2, width=5, hidden=16)
+        model = SegmentationHead((8, 8), num_tokens=2, width=5, hidden=16, matching=32)
         optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
         for _ in range(60):
-            features, visual, audio, masks = draw(16)
-            loss = segmentation_loss(model(features, visual, hears * audio, (8, 8)), masks)
+            features, audio, masks = draw(16)
+            loss = segmentation_loss(model(features, hears * audio, (8, 8)), masks)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         model.eval()
-        features, visual, audio, masks = draw(64)
-        return (decode_segmentation(model(features, visual, hears * audio, (8, 8)))[0] == masks).float().mean()
+        features, audio, masks = draw(64)
+        return (decode_segmentation(model(features, hears * audio, (8, 8)))[0] == masks).float().mean()
 
     assert accuracy(1.0) > 0.9
     assert accuracy(0.0) < 0.6  # deaf it can but guess
@@ -136,7 +134,7 @@ def test_head_learns_which_of_two_halves_sounds():
 def saved_elements(side, segments):
     """Elements of all tensors that a forward keeps for backward, and of the largest of them."""
     grids = [(side // s, side // s) for s in (1, 2, 4, 8)]
-    features, visual, audio = scene(grids, clips=1, segments=segments)
+    features, audio = scene(grids, clips=1, segments=segments)
     features = [x.requires_grad_() for x in features]
     model = head()
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -150,7 +148,7 @@ def saved_elements(side, segments):
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = segmentation_loss(
-            model(features, visual, audio, (4 * side, 4 * side)),
+            model(features, audio, (4 * side, 4 * side)),
             torch.zeros(1, segments, 4 * side, 4 * side, dtype=torch.bool),
         )
     del loss
@@ -228,14 +226,14 @@ def test_decode_by_hand():
 
 
 def test_the_task_puts_them_together():
-    features, visual, audio = scene()
-    out = AdapterOutput(visual, audio, torch.zeros(()), tuple(features))
+    features, audio = scene()
+    out = AdapterOutput(torch.randn_like(audio), audio, torch.zeros(()), tuple(features))
     torch.manual_seed(0)
     task = SegmentationTask((6, 8, 10, 12), num_tokens=2, width=5, size=SIZES, hidden=8, dice_weight=0.5).eval()
     assert (task.name, task.monitor) == ("segmentation", "miou")
     batch = {"masks": torch.rand(2, 3, *SIZES) > 0.5, "has_mask": torch.tensor([[True, False, False]] * 2)}
     said = task(out, {})  # reads no target
-    torch.testing.assert_close(said, task.head(features, visual, audio, SIZES))
+    torch.testing.assert_close(said, task.head(features, audio, SIZES))
     expected = segmentation_loss(said, batch["masks"], batch["has_mask"], dice_weight=0.5)
     assert task.loss(said, batch) == expected
     decoded = task.decode(said)
@@ -250,21 +248,21 @@ def test_the_task_puts_them_together():
 
 
 def test_wrong_features_and_tokens_are_named():
-    features, visual, audio = scene()
+    features, audio = scene()
     model = head()
     with pytest.raises(ValueError, match=r"there are no features.*inject_stages"):
-        model((), visual, audio, SIZES)
+        model((), audio, SIZES)
     with pytest.raises(ValueError, match=r"features are .*wanted \(B, T, h, w, D\)"):
-        model(features[:3], visual, audio, SIZES)
+        model(features[:3], audio, SIZES)
     with pytest.raises(ValueError, match=r"features are .*wanted \(B, T, h, w, D\)"):
-        model([x[:1] for x in features], visual, audio, SIZES)
+        model([x[:1] for x in features], audio, SIZES)
     with pytest.raises(ValueError, match="wanted the finest grid first"):
-        SegmentationHead((12, 10, 8, 6), num_tokens=2, width=5, hidden=8)(features[::-1], visual, audio, SIZES)
-    with pytest.raises(ValueError, match=r"wanted \(B, T, K, W\) for both"):
-        model(features, visual, audio[..., :4], SIZES)
+        SegmentationHead((12, 10, 8, 6), num_tokens=2, width=5, hidden=8)(features[::-1], audio, SIZES)
+    with pytest.raises(ValueError, match=r"wanted \(B, T, K, W\) with \(K, W\) = \(2, 5\)"):
+        model(features, audio[..., :4], SIZES)
     with pytest.raises(ValueError, match="wanted 1 to 4"):
         head(widths=(6,) * 5)
-    with pytest.raises(ValueError, match="multiple of 8 and of heads=4"):
+    with pytest.raises(ValueError, match="multiples of 8 and of heads=8"):
         SegmentationHead((6,), num_tokens=2, width=5, hidden=20)
 
 

@@ -82,6 +82,16 @@ def test_one_frame_by_hand():
     assert 1.3 * 0.5 / 0.8 > 1.3 * (2 / 3) / (0.3 * 2 / 3 + 1)
 
 
+def test_a_pixel_on_a_threshold_is_marked():
+    """At 0 all pixels are, so that who marks nothing has the precision of the mask's share, and at 1 those of 1 are."""
+    masks = torch.tensor([[[[1, 0, 0, 0]]]], dtype=torch.bool)
+    assert scored(torch.zeros(1, 1, 1, 4), masks, 1)[1] == close(1.3 * 0.25 / (0.3 * 0.25 + 1))
+    nearly = torch.tensor([[[[1.0, 0.9999, 0.0, 0.0]]]])  # above all thresholds but the last
+    assert scored(nearly, masks, 1)[1] == 1
+    half = torch.tensor([[[[127 / 254, 126.9 / 254, 0.0, 0.0]]]])
+    assert scored(half, masks, 1)[1] == 1
+
+
 def test_empty_truth_scores_the_background_kept_and_no_f():
     masks = torch.zeros(1, 2, 1, 4, dtype=torch.bool)
     p = torch.tensor([[[[0.9, 0.2, 0.6, 0.1]], [[0.1, 0.5, 0.1, 0.1]]]])
