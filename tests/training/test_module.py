@@ -1,0 +1,148 @@
+"""What the Lightning module trains, and what it writes down."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fastav import AdapterOutput, MettleAdapter, MettleConfig
+from fastav.tasks import LocalizationTask
+from fastav.training.config import OptimizerConfig, TrainerConfig
+from fastav.training.module import AudioVisualModule, parameter_groups
+from fastav.training.run import make_trainer
+
+timm = pytest.importorskip("timm")
+
+
+@pytest.fixture
+def adapter():
+    torch.manual_seed(0)
+    options = {"img_size": 32, "depth": 2, "embed_dim": 12, "num_heads": 2}
+    backbones = (timm.create_model("vit_tiny_patch16_224", **options) for _ in range(2))
+    return MettleAdapter(*backbones, MettleConfig(num_tokens=2, width=16, rank=4, standardize=False))
+
+
+def make_task():
+    torch.manual_seed(1)
+    return LocalizationTask(3, num_tokens=2, width=16, dropout=0.0)
+
+
+def clips(count):
+    generator = torch.Generator().manual_seed(2)
+    return [
+        {
+            "id": str(number),
+            "visual": torch.randn(2, 3, 32, 32, generator=generator),
+            "audio": torch.randn(2, 3, 32, 32, generator=generator),
+            "labels": torch.randint(4, (2,), generator=generator),
+        }
+        for number in range(count)
+    ]
+
+
+def loader(count, batch):
+    return torch.utils.data.DataLoader(clips(count), batch_size=batch)
+
+
+class Gradients:
+    """What the optimizer was given at each step."""
+
+    def __init__(self):
+        from lightning.pytorch import Callback
+
+        class Keep(Callback):
+            def on_before_optimizer_step(_, trainer, module, optimizer):  # noqa: N805
+                self.steps.append([p.grad.clone() for p in module.parameters() if p.grad is not None])
+                self.rates.append(optimizer.param_groups[0]["lr"])
+
+        self.steps, self.rates, self.callback = [], [], Keep()
+
+
+def fit(adapter, batches, **options):
+    kept = Gradients()
+    module = AudioVisualModule(adapter, make_task(), OptimizerConfig(**options))
+    cpu = TrainerConfig(accelerator="cpu", devices=1)
+    trainer = make_trainer(cpu, module.optimizer_config, [kept.callback])
+    trainer.fit(module, batches)
+    return kept, module
+
+
+def test_accumulated_batches_give_the_gradient_of_one_large_batch(adapter):
+    """The peers zeroed the gradient after each batch and lost all but the last."""
+    small, _ = fit(adapter, loader(8, 2), epochs=1, lr=0.0, weight_decay=0.0, clip_norm=0.0, accumulate=4)
+    large, _ = fit(adapter, loader(8, 8), epochs=1, lr=0.0, weight_decay=0.0, clip_norm=0.0)
+    assert len(small.steps) == len(large.steps) == 1
+    assert len(small.steps[0]) == len(large.steps[0])
+    for one, other in zip(small.steps[0], large.steps[0], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)  # float32 sums in another order
+    assert sum(float(gradient.abs().sum()) for gradient in large.steps[0]) > 0.1
+
+
+def test_the_gradient_is_clipped_to_its_norm(adapter):
+    before, module = fit(adapter, loader(4, 4), epochs=1, clip_norm=1e-3)
+    assert torch.cat([gradient.flatten() for gradient in before.steps[0]]).norm() > 0.1
+    after = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+    assert after.norm().item() == pytest.approx(1e-3, rel=1e-3)  # clipping adds 1e-6 to the norm it divides by
+
+
+def test_the_rate_rises_and_falls_to_zero(adapter):
+    kept, _ = fit(adapter, loader(4, 2), epochs=5, lr=0.4, warm_up=0.2)  # 10 steps, 2 of warm-up
+    by_hand = [0.2] + [0.4 * (0.5 + 0.5 * math.cos(math.pi * step / 10)) for step in range(1, 10)]
+    assert kept.rates == pytest.approx(by_hand)
+
+
+def test_weight_decay_spares_what_the_adapter_names(adapter):
+    task = make_task()
+    decayed, spared = parameter_groups(adapter, task, 0.3)
+    named = dict(adapter.named_parameters())
+    assert {id(p) for p in spared["params"]} == {id(named[name]) for name in adapter.no_weight_decay()}
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.3, 0.0)
+    trainable = [p for p in (*adapter.parameters(), *task.parameters()) if p.requires_grad]
+    assert len(decayed["params"]) + len(spared["params"]) == len(trainable)
+
+
+def test_backbones_stay_frozen_and_in_eval_mode(adapter):
+    before = {name: value.clone() for name, value in adapter.visual.module.state_dict().items()}
+    _, module = fit(adapter, loader(4, 2), epochs=1)
+    assert all(torch.equal(value, before[name]) for name, value in adapter.visual.module.state_dict().items())
+    module.train()
+    assert not any(child.training for child in adapter.visual.module.modules())
+
+
+class Weighted(nn.Module):
+    """An adapter with a term of its own."""
+
+    def __init__(self, adapter):
+        super().__init__()
+        self.adapter = adapter
+
+    def forward(self, visual, audio):
+        return self.adapter(visual, audio)._replace(aux_loss=torch.tensor(2.5))
+
+
+def test_an_adapters_own_term_is_added_and_logged_apart(adapter):
+    module = AudioVisualModule(Weighted(adapter), make_task(), OptimizerConfig())
+    logged = {}
+    module.log_dict = lambda values, **_: logged.update(values)
+    module.log = lambda *_, **__: None
+    batch = next(iter(loader(4, 4)))
+    total = module.training_step(batch, 0)
+    out = adapter(batch["visual"], batch["audio"])
+    assert isinstance(out, AdapterOutput)
+    loss = module.task.loss(module.task(out, batch), batch)
+    torch.testing.assert_close(logged["train/loss"], loss.detach())
+    assert logged["train/aux_loss"] == 2.5
+    torch.testing.assert_close(total, loss + 2.5)
+
+
+def test_a_batch_that_was_all_left_out_trains_nothing_and_counts_nothing(adapter):
+    module = AudioVisualModule(adapter, make_task(), OptimizerConfig())
+    loss = module.training_step({}, 0)
+    assert loss == 0
+    loss.backward()
+    gradients = [p.grad for p in module.parameters() if p.requires_grad]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+    module.validation_step({}, 0)
+    assert module.counted.compute() == 0
+    assert module.predict_step({}, 0) is None

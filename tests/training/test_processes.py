@@ -1,0 +1,51 @@
+"""Two processes share the clips out, and score each exactly once."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from torch import distributed
+
+from fastav.training.cli import main
+
+load_file = pytest.importorskip("safetensors.torch").load_file
+
+pytestmark = pytest.mark.skipif(not distributed.is_gloo_available(), reason="needs gloo")
+
+
+def fastav(*arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "fastav", *arguments], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_two_processes_train_one_adapter_and_score_each_clip_once(ave_root, backbone_flags, tmp_path):
+    """5 validation clips do not divide by two: a sampler that pads would count one of them twice."""
+    run = tmp_path / "run"
+    sizes = ["--adapter.num_tokens=2", "--adapter.width=16", "--adapter.rank=4", "--data.batch_size=2"]
+    training = ["--optimizer.epochs=2", "--optimizer.lr=0.01", "--trainer.accelerator=cpu", "--trainer.devices=2"]
+    data = [f"--data.root={ave_root}", "--data.num_workers=0"]
+    shown = fastav("train", "--task=localization", f"--output={run}", *backbone_flags, *data, *sizes, *training)
+    assert "on 2 x cpu" in shown
+    assert shown.count("trainable: ") == shown.count("best validation/accuracy") == 1  # one process speaks
+    record = json.loads((run / "best" / "record.json").read_text())
+
+    assert main(["evaluate", str(run), "--split=val", "--trainer.devices=1"]) == 0
+    alone = json.loads((run / "scores-val.json").read_text())
+    assert alone["clips"] == 5
+    assert alone["scores"]["accuracy"] == record["score"]  # which two processes found
+    assert 0 < record["score"] < 1
+    right = 50 * record["score"]  # of 50 seconds; with a sixth clip there were 60
+    assert right == pytest.approx(round(right), abs=1e-4)  # the score is float32
+
+    # Both processes' clips are in the statistics: 3 batches of 2 clips each, an epoch.
+    state = load_file(run / "best" / "adapter_model.safetensors")
+    batches = 3 * (record["epoch"] + 1)
+    assert state["distillation.standardization.measured"] == batches
+    clips, segments, tokens = 2 * 2 * batches, 10, 5  # the first tap has four patches and a class token
+    assert state["distillation.standardization.tokens"][0] == clips * segments * tokens
