@@ -30,8 +30,9 @@ class QuestionAnsweringHead(nn.Module):
     every segment's three descriptions. From these matches and from the descriptions as the question filters them comes
     the evidence of every segment. It is pooled over time in three ways: the mean (how long), the largest (whether at
     all, how many), and under learned attention that knows when a segment is (which first, what meanwhile). From the
-    pools comes one part of the logits; the other says which answer's name matches the segments that the evidence
-    chooses. Mathematics: docs/tasks/question_answering.md.
+    pools comes one part of the logits. The other says which answer's name matches the segments that the evidence
+    chooses, and, as the question weighs it, the clip in the mean and at its best. Mathematics:
+    docs/tasks/question_answering.md.
 
     Args:
         num_answers: how many answers to choose from.
@@ -72,6 +73,10 @@ class QuestionAnsweringHead(nn.Module):
         self.evidence = nn.Sequential(nn.Linear(3 * slots + 3 * hidden, 2 * hidden), nn.GELU(), nn.Dropout(dropout))
         self.attend = nn.Linear(2 * hidden, heads)
         self.choose = nn.Linear(2 * hidden, 3)
+        # Starts as nothing: that a name is somewhere in the clip counts only once a question wants it.
+        self.weigh = nn.Linear(hidden, 6)
+        nn.init.zeros_(self.weigh.weight)
+        nn.init.zeros_(self.weigh.bias)
         self.answer = nn.Sequential(
             nn.LayerNorm(7 * hidden),
             nn.Linear(7 * hidden, 2 * hidden),
@@ -114,8 +119,11 @@ class QuestionAnsweringHead(nn.Module):
         attended = torch.einsum("bth,bthd->bhd", weights, evidence.unflatten(-1, (self.heads, -1))).flatten(1)
         reasoned = self.answer(torch.cat([evidence.mean(1), evidence.amax(1), attended, question], -1))
 
-        chosen = torch.einsum("btm,btmd->bd", self.choose(evidence).softmax(1), described)
-        return reasoned + chosen @ self.name(answers).mT * unit
+        named = torch.einsum("btmd,ad->btma", described, self.name(answers)) * unit
+        chosen = torch.einsum("btm,btma->ba", self.choose(evidence).softmax(1), named)
+        weights = self.weigh(question).unflatten(-1, (2, 3))
+        pooled = torch.stack([named.mean(1), named.amax(1)], 1)  # (B, 2, 3, num_answers)
+        return reasoned + chosen + torch.einsum("bpm,bpma->ba", weights, pooled)
 
     def _slots(self, questions: EncodedQuestions) -> Tensor:
         """The names that the questions are about, (B, slots, hidden)."""

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from fastav.adapters import AdapterOutput
@@ -108,13 +109,20 @@ def by_hand(head, visual, audio, questions, answers):
     pools = [evidence.mean(0), evidence.max(0).values, *attended, question]
     weights = head.choose(evidence).softmax(0)
     chosen = sum(weights[t, m] * described[t][m] for t in range(segments) for m in range(3))
-    return head.answer(torch.cat(pools)) + torch.stack([head.name(a) @ chosen / hidden**0.5 for a in answers])
+    logits = []
+    for answer, reasoned in zip(answers, head.answer(torch.cat(pools)), strict=True):
+        name = head.name(answer) / hidden**0.5
+        over_time = torch.stack([torch.stack([name @ stream for stream in streams]) for streams in described])
+        weighed = head.weigh(question) @ torch.cat([over_time.mean(0), over_time.max(0).values])
+        logits.append(reasoned + name @ chosen + weighed)
+    return torch.stack(logits)
 
 
 @pytest.mark.parametrize("segments", [1, 5, 10])
 def test_head_by_hand(segments):
     torch.manual_seed(0)
     head = QuestionAnsweringHead(5, num_tokens=3, width=7, question_width=6, hidden=8, slots=2, heads=4).eval()
+    nn.init.normal_(head.weigh.weight)
     visual, audio = torch.randn(2, 2, segments, 3, 7)
     mask = torch.tensor([[True, True, True, False], [True] * 4])
     questions = EncodedQuestions(torch.randn(2, 6), torch.randn(2, 4, 6), mask)
