@@ -124,7 +124,7 @@ def test_covered_objects_stay_visible(material):
     for seed in range(40):
         rng = np.random.default_rng(seed)
         pair = [((wide, square)[seed % 2], always), ((tall, square)[seed % 2], always)]
-        placed = rendering._place(rng, pair, 126)
+        placed = rendering._place(rng, pair, 126, rendering.VISIBLE)
         assert rendering._least_visible(*placed) >= rendering.VISIBLE
         for item in placed:
             assert (item.corners >= 0).all()
@@ -136,8 +136,8 @@ def test_least_visible_counts_alpha():
 
     solid = Image.fromarray(np.full((10, 10, 4), 255, np.uint8))
     seconds = np.arange(SEGMENTS)
-    still = rendering._Placed(solid, np.zeros((SEGMENTS, 2), np.int64), seconds < 6)
-    passing = rendering._Placed(solid, np.stack([10 - seconds, 0 * seconds], axis=1), seconds < 9)
+    still = rendering._Placed(0, solid, np.zeros((SEGMENTS, 2), np.int64), seconds < 6)
+    passing = rendering._Placed(1, solid, np.stack([10 - seconds, 0 * seconds], axis=1), seconds < 9)
     assert rendering._least_visible(still, passing) == pytest.approx(0.5)  # in second 5; later it is not there
 
 

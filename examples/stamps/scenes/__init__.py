@@ -1,6 +1,18 @@
-"""Ten-second scenes composed from pictures and sounds, with exact labels."""
+"""Scenes composed from pictures and sounds, with exact labels for every task."""
 
-from examples.stamps.scenes.clips import SPLITS, Clip, Clips, compose, mismatched
+from examples.stamps.scenes.cast import SPLITS
+from examples.stamps.scenes.clips import Clip, Clips, compose, mismatched, weak_labels
 from examples.stamps.scenes.rendering import SEGMENTS
+from examples.stamps.scenes.segmentation import SegmentationClips, compose_segmentation
 
-__all__ = ["SEGMENTS", "SPLITS", "Clip", "Clips", "compose", "mismatched"]
+__all__ = [
+    "SEGMENTS",
+    "SPLITS",
+    "Clip",
+    "Clips",
+    "SegmentationClips",
+    "compose",
+    "compose_segmentation",
+    "mismatched",
+    "weak_labels",
+]

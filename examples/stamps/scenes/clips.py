@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from examples.stamps.material import Material, Thing
-from examples.stamps.scenes.rendering import SEGMENTS, render_frames, render_sound
-
-SPLITS = ("train", "validation", "test", "cross")
+from examples.stamps.material import Material
+from examples.stamps.scenes.cast import SPLITS, choose_cast
+from examples.stamps.scenes.rendering import SEGMENTS, Stage, render_sound, set_stage
 
 EVENT, OTHER, VOICE = 0, 1, 2  # the parts in a plan: the event's class, the one only seen, the one only heard
 NO_EVENT = 0.1  # share of clips without any event
@@ -68,12 +67,8 @@ class Clips(Dataset[Clip]):
 
     def __init__(self, material: Material, split: str, num_clips: int, seed: int, image_size: int) -> None:
         self.material, self.split, self.seed, self.image_size = material, split, seed, image_size
-        self._things: Sequence[Thing | None] = material.things
-        if split == "cross":
-            self._things = [material.held_out.get(index) for index in range(material.num_classes)]
-        # The cross-source split is a test, and shows its animals on the test's backgrounds.
-        self._backgrounds = material.backgrounds["test" if split == "cross" else split]
-        classes = [index for index, thing in enumerate(self._things) if thing is not None]
+        self._cast = choose_cast(material, split)
+        classes = list(self._cast.things)
         plans = [_plan(self._random(index)[0], classes, material.num_classes) for index in range(num_clips)]
         self.seen = torch.from_numpy(np.array([seen for seen, _ in plans]))
         self.heard = torch.from_numpy(np.array([heard for _, heard in plans]))
@@ -84,27 +79,30 @@ class Clips(Dataset[Clip]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Clip:
+        stage, rng = self._set(index)
+        heard = self.heard[index]
+        sounds = [(self._cast.things[label].sounds, heard[:, label].numpy()) for label in _labels(heard)]
+        frames = torch.from_numpy(stage.draw()).permute(0, 3, 1, 2).contiguous()
+        sound = torch.from_numpy(render_sound(rng, sounds, SEGMENTS))
+        return Clip(frames, sound, self.labels[index], self.seen[index], heard)
+
+    def centres(self, index: int) -> dict[int, float]:
+        """Where the things of a clip are, without drawing it.
+
+        Returns:
+            By class: the middle of the object's box from left (0) to right (1), mean over the seconds that show it.
+        """
+        stage, _ = self._set(index)
+        return dict(zip(_labels(self.seen[index]), stage.centres(), strict=True))
+
+    def _set(self, index: int) -> tuple[Stage, Generator]:
+        """A clip's picture before it is drawn, and the generator from which its sound goes on."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"clip {index} of {len(self)}")
-        index %= len(self)
-        rng = self._random(index)[1]
-        seen, heard = self.seen[index], self.heard[index]
-        pictures = [(self._part(label).pictures, seen[:, label].numpy()) for label in _labels(seen)]
-        sounds = [(self._part(label).sounds, heard[:, label].numpy()) for label in _labels(heard)]
-        frames = render_frames(rng, self._backgrounds, pictures, self.image_size)
-        sound = render_sound(rng, sounds)
-        return Clip(
-            torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(),
-            torch.from_numpy(sound),
-            self.labels[index],
-            seen,
-            heard,
-        )
-
-    def _part(self, label: int) -> Thing:
-        thing = self._things[label]
-        assert thing is not None  # plans are made of the split's own classes
-        return thing
+        rng = self._random(index % len(self))[1]
+        seen = self.seen[index]
+        objects = [(self._cast.things[label].pictures, seen[:, label].numpy()) for label in _labels(seen)]
+        return set_stage(rng, self._cast.backgrounds, objects, self.image_size, SEGMENTS), rng
 
     def _random(self, index: int) -> list[Generator]:
         """Two generators, for plan and look; they depend on seed, split and index alone."""
@@ -125,10 +123,6 @@ def compose(material: Material, split: str, num_clips: int, seed: int = 0, image
     Raises:
         ValueError: unknown split, or "cross" where the material has nothing held out.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-    if split == "cross" and not material.held_out:
-        raise ValueError(f"there is no cross-source split: {material.source}")
     return Clips(material, split, num_clips, seed, image_size)
 
 
@@ -136,6 +130,11 @@ def mismatched(clips: Clips) -> Tensor:
     """Seconds in which one class is seen and another is heard, but none is both: (num_clips, 10) bool."""
     background = clips.labels == clips.material.num_classes
     return background & clips.seen.any(-1) & clips.heard.any(-1)
+
+
+def weak_labels(clips: Clips) -> Tensor:
+    """What is seen or heard at any time, all that a parser is trained from: (num_clips, num_classes) float32."""
+    return (clips.seen | clips.heard).any(1).float()
 
 
 def _plan(rng: Generator, classes: Sequence[int], num_classes: int) -> tuple[Flags, Flags]:

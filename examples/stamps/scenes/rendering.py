@@ -1,9 +1,13 @@
-"""Draws the frames and mixes the sound of one clip from its plan. All randomness comes from the generator passed in."""
+"""Draws the frames and mixes the sound of one clip from its plan. All randomness comes from the generator passed in.
+
+A picture is made in two steps: `set_stage` decides where everything is, which costs little, and `Stage.draw` draws it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TypeVar
 
 import numpy as np
@@ -15,12 +19,12 @@ from examples.stamps.material.base import SAMPLE_RATE, Picture, Sound
 
 SEGMENTS = 10  # of one second each
 
-VISIBLE = 0.6  # least share of an object that stays uncovered
-SIZE_ALONE = (0.6, 0.9)  # square root of an object's box, as a share of the frame's side
-SIZE_IN_PAIR = (0.42, 0.6)
+VISIBLE = 0.6  # least share of an object that any other leaves uncovered
+# Square root of an object's box, as a share of the frame's side, by how many there are.
+SIZES = {0: (0.6, 0.9), 1: (0.6, 0.9), 2: (0.42, 0.6), 3: (0.34, 0.48)}
 LONGEST_SIDE = 0.95  # of an object's box, as a share of the frame's side
-DRIFT = 0.12  # most that an object or the view wanders in ten seconds, as a share of the frame's side
-SHRINK = 0.98  # of the object in front, for every placement that hides too much
+DRIFT = 0.12  # most that an object or the view wanders in a clip, as a share of the frame's side
+SHRINK = 0.98  # of the objects in front, for every placement that hides too much
 
 LOUDNESS_DB = (-8.0, 4.0)  # gain of a recording
 NOISE_DB = (-55.0, -38.0)  # of the background noise against full scale; recordings are at -20
@@ -41,52 +45,89 @@ Item = TypeVar("Item")
 class _Placed:
     """A cut-out at its final size with its top left corner in every second."""
 
+    index: int  # among the objects that were asked for
     image: Image.Image
-    corners: NDArray[np.int64]  # (10, 2)
-    shown: Flags  # (10,)
+    corners: NDArray[np.int64]  # (T, 2)
+    shown: Flags  # (T,)
 
 
-def render_frames(
+@dataclass(frozen=True)
+class Stage:
+    """One clip's picture before it is drawn: everything has its look, its size and its place in each of T seconds."""
+
+    photo: Image.Image
+    windows: NDArray[np.float64]  # (T, 4), the part of the photo that each frame shows: left, top, right, bottom
+    light: NDArray[np.float64]  # (T,), factor of brightness
+    placed: tuple[_Placed, ...]  # from back to front
+    size: int  # of the frames, pixels
+
+    def draw(self) -> NDArray[np.uint8]:
+        """Draw the frames: (T, size, size, 3) RGB."""
+        frames = np.empty((len(self.light), self.size, self.size, 3), dtype=np.uint8)
+        for second, window in enumerate(self.windows):
+            view = self.photo.resize((self.size, self.size), Image.Resampling.BILINEAR, box=tuple(window))
+            for item in self.placed:
+                if item.shown[second]:
+                    view.paste(item.image, tuple(item.corners[second]), item.image)
+            frames[second] = np.clip(np.asarray(view, dtype=np.float32) * self.light[second], 0, 255)
+        return frames
+
+    def centres(self) -> list[float]:
+        """Middle of each object's box from left (0) to right (1), mean over the seconds that show it."""
+        places = sorted(self.placed, key=lambda item: item.index)
+        return [(item.corners[item.shown, 0].mean() + item.image.width / 2) / self.size for item in places]
+
+    def coverage(self) -> NDArray[np.float32]:
+        """How much of every pixel is each object's: (objects, T, size, size), what is in front of it taken off."""
+        shares = np.zeros((len(self.placed), len(self.light), self.size, self.size), dtype=np.float32)
+        for number, item in enumerate(self.placed):
+            alpha = np.asarray(item.image.getchannel("A"), dtype=np.float32) / 255
+            for second in np.flatnonzero(item.shown):
+                x, y = item.corners[second]
+                spot = np.s_[second, y : y + item.image.height, x : x + item.image.width]
+                for behind in self.placed[:number]:
+                    shares[behind.index][spot] *= 1 - alpha
+                shares[item.index][spot] = alpha
+        return shares
+
+
+def set_stage(
     rng: Generator,
     backgrounds: Sequence[Picture],
     objects: Sequence[tuple[Sequence[Picture], Flags]],
     size: int,
-) -> NDArray[np.uint8]:
-    """Draw one frame a second, size x size.
+    seconds: int,
+    visible: float = VISIBLE,
+) -> Stage:
+    """Decide what one frame a second shows, size x size.
 
     Args:
         rng: source of all choices.
         backgrounds: photos to choose one from.
-        objects: at most two, each with pictures to choose one from and (10,) flags, in which seconds it is there.
+        objects: at most three, each with pictures to choose one from and (seconds,) flags, when it is there.
         size: side of a frame in pixels.
-
-    Returns:
-        (10, size, size, 3) RGB.
+        seconds: how many frames.
+        visible: least share of an object that any other leaves uncovered.
     """
-    views = _pan(rng, Image.fromarray(_choose(rng, backgrounds)), size)
+    photo, windows = _pan(rng, Image.fromarray(_choose(rng, backgrounds)), seconds)
     # A photo's own brightness, and flicker on top as between the frames of a video.
-    light = rng.uniform(0.8, 1.15) * rng.uniform(0.96, 1.04, SEGMENTS)
-    placed = _place(rng, [(_choose(rng, pictures), shown) for pictures, shown in objects], size)
-    frames = np.empty((SEGMENTS, size, size, 3), dtype=np.uint8)
-    for second, view in enumerate(views):
-        for item in placed:
-            if item.shown[second]:
-                view.paste(item.image, tuple(item.corners[second]), item.image)
-        frames[second] = np.clip(np.asarray(view, dtype=np.float32) * light[second], 0, 255)
-    return frames
+    light = rng.uniform(0.8, 1.15) * rng.uniform(0.96, 1.04, seconds)
+    placed = _place(rng, [(_choose(rng, pictures), shown) for pictures, shown in objects], size, visible)
+    return Stage(photo, windows, light, tuple(placed), size)
 
 
-def render_sound(rng: Generator, sounds: Sequence[tuple[Sequence[Sound], Flags]]) -> Sound:
-    """Mix ten seconds at 16 kHz.
+def render_sound(rng: Generator, sounds: Sequence[tuple[Sequence[Sound], Flags]], seconds: int) -> Sound:
+    """Mix the sound of a clip at 16 kHz.
 
     Args:
         rng: source of all choices.
-        sounds: each with recordings to choose one from and (10,) flags, in which seconds it plays.
+        sounds: each with recordings to choose one from and (seconds,) flags, when it plays.
+        seconds: length of the clip.
 
     Returns:
-        (160000,) samples within [-1, 1]; silence is never quite silent.
+        (16000 * seconds,) samples within [-1, 1]; silence is never quite silent.
     """
-    mix = _coloured_noise(rng, SEGMENTS * SAMPLE_RATE)
+    mix = _coloured_noise(rng, seconds * SAMPLE_RATE)
     for recordings, playing in sounds:
         recording = _tilt(_respeed(_choose(rng, recordings), rng.uniform(*SPEED)), rng.uniform(*TILT))
         gain = np.float32(10 ** (rng.uniform(*LOUDNESS_DB) / 20))
@@ -100,34 +141,33 @@ def _choose(rng: Generator, options: Sequence[Item]) -> Item:
     return options[int(rng.integers(len(options)))]
 
 
-def _pan(rng: Generator, photo: Image.Image, size: int) -> list[Image.Image]:
-    """Ten views of a photo, through a window that wanders and zooms slowly."""
+def _pan(rng: Generator, photo: Image.Image, seconds: int) -> tuple[Image.Image, NDArray[np.float64]]:
+    """The photo, mirrored or not, and (seconds, 4) windows on it that wander and zoom slowly."""
     if rng.random() < 0.5:
         photo = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     short = min(photo.size)
-    window = np.linspace(1.0, rng.uniform(0.92, 1.08), SEGMENTS) * rng.uniform(0.55, 0.9) * short
+    window = np.linspace(1.0, rng.uniform(0.92, 1.08), seconds) * rng.uniform(0.55, 0.9) * short
     room = np.array(photo.size) - window[:, None]
-    corners = np.clip(_wander(rng, room[0], DRIFT * short), 0, room)
-    boxes = np.concatenate([corners, corners + window[:, None]], axis=1)
-    return [photo.resize((size, size), Image.Resampling.BILINEAR, box=tuple(box)) for box in boxes]
+    corners = np.clip(_wander(rng, room[0], DRIFT * short, seconds), 0, room)
+    return photo, np.concatenate([corners, corners + window[:, None]], axis=1)
 
 
-def _place(rng: Generator, objects: Sequence[tuple[Picture, Flags]], size: int) -> list[_Placed]:
-    """Give every object a size and a path inside the frame, so that a later one never hides too much of an earlier."""
-    share = SIZE_ALONE if len(objects) < 2 else SIZE_IN_PAIR
-    looks = [(_restyle(rng, picture), shown, rng.uniform(*share)) for picture, shown in objects]
+def _place(rng: Generator, objects: Sequence[tuple[Picture, Flags]], size: int, visible: float) -> list[_Placed]:
+    """Give every object a size and a path inside the frame, so that none hides too much of another; back to front."""
+    share = SIZES[len(objects)]
+    looks = [(i, _restyle(rng, picture), shown, rng.uniform(*share)) for i, (picture, shown) in enumerate(objects)]
     rng.shuffle(looks)
     shrink = 1.0
     while True:
-        placed = []
-        for index, (image, shown, fraction) in enumerate(looks):
-            scaled = _scale(image, size * fraction * (shrink if index else 1.0), size)
+        placed: list[_Placed] = []
+        for index, image, shown, fraction in looks:
+            scaled = _scale(image, size * fraction * (shrink if placed else 1.0), size)
             room = size - np.array(scaled.size)
-            corners = np.clip(_wander(rng, room, DRIFT * size), 0, room).round().astype(np.int64)
-            placed.append(_Placed(scaled, corners, shown))
-        if len(placed) < 2 or _least_visible(*placed) >= VISIBLE:
+            path = _wander(rng, room, DRIFT * size, len(shown))
+            placed.append(_Placed(index, scaled, np.clip(path, 0, room).round().astype(np.int64), shown))
+        if all(_least_visible(*pair) >= visible for pair in combinations(placed, 2)):
             return placed
-        shrink *= SHRINK  # ends the search for sure: the one in front runs out of area to cover with
+        shrink *= SHRINK  # ends the search for sure: those in front run out of area to cover with
 
 
 def _restyle(rng: Generator, picture: Picture) -> Image.Image:
@@ -152,10 +192,10 @@ def _scale(image: Image.Image, side: float, frame: int) -> Image.Image:
     )
 
 
-def _wander(rng: Generator, room: NDArray[np.floating], reach: float) -> NDArray[np.float64]:
-    """Ten points (10, 2) on a straight way from somewhere in the room to somewhere near, maybe outside it."""
+def _wander(rng: Generator, room: NDArray[np.floating], reach: float, count: int) -> NDArray[np.float64]:
+    """Points (count, 2) on a straight way from somewhere in the room to somewhere near, maybe outside it."""
     start = rng.uniform(0, np.maximum(room, 1e-9))
-    return start + np.linspace(0, 1, SEGMENTS)[:, None] * rng.uniform(-reach, reach, 2)
+    return start + np.linspace(0, 1, count)[:, None] * rng.uniform(-reach, reach, 2)
 
 
 def _least_visible(behind: _Placed, front: _Placed) -> float:
