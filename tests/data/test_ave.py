@@ -146,6 +146,14 @@ def test_all_layouts_give_the_same_clip(tmp_path, media):
         assert (heard.mean(1) - levels).abs().max() < 1e-3  # what the sound codec loses
 
 
+def test_arrays_of_another_length_are_refused(tree, media):
+    shutil.rmtree(tree / "raw_audio")
+    for name in ("aaaaaaaaaaa", "ccccccccccc"):
+        media.npy(tree / "wave" / f"{name}.npy", rate=16000)
+    with pytest.raises(MediaError, match=r"aaaaaaaaaaa\.npy holds 160000 samples: 10 s at 32000 Hz"):
+        AVE(tree, "train")[1]
+
+
 def test_media_chooses_the_layout(tree, media):
     media.video(tree / "AVE" / "aaaaaaaaaaa.mp4")
     assert AVE(tree, "train").layout.pictures == "frames in video_frames"

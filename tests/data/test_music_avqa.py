@@ -148,6 +148,15 @@ def test_frames_and_sound_of_a_video_are_of_the_same_times(tree, media):
     assert torch.equal(clip["sound"], torch.cat([whole[16000 * m - 8000 : 16000 * m + 8000] for m in (2, 6, 10)]))
 
 
+def test_sound_that_ends_before_its_video_keeps_its_times(tree, media):
+    media.video(tree / "videos/00000001.mkv", seconds=8, greys=[0] * 60)  # twelve seconds of frames
+    data = MusicAVQA(tree, "test", num_segments=3, media="video", image_size=16)
+    with pytest.warns(MediaWarning, match=r"00000001\.mkv holds 8\.00 of 12 s of sound: the rest is silence"):
+        sound = data[0]["sound"]
+    whole = torch.cat([torch.from_numpy(media.samples(8, 16000)), torch.zeros(4 * 16000)])
+    assert torch.equal(sound, torch.cat([whole[16000 * m - 8000 : 16000 * m + 8000] for m in (2, 6, 10)]))
+
+
 def test_answers_may_be_given(tree, tmp_path):
     (tmp_path / "answers.txt").write_text("two\nmore than ten\nleft\n")
     data = MusicAVQA(tree, "train", answers=tmp_path / "answers.txt", image_size=16)

@@ -103,13 +103,21 @@ def test_pickled_arrays_are_let_in(tmp_path, protocol, monkeypatch):
     assert {name: sound.tolist() for name, sound in made.items()} == {"one.wav": [0, 1, 2, 3], "two.wav": [1, 1]}
 
 
-def test_other_pickles_are_not_run(tmp_path):
+def scalar(words):
+    raise AssertionError(words)
+
+
+@pytest.mark.parametrize(
+    ("function", "asked"),
+    [(print, r"builtins\.print"), (np.fromfile, r"numpy.*\.fromfile"), (scalar, r".*test_sound\.scalar")],
+)
+def test_other_pickles_are_not_run(tmp_path, function, asked):
     class Bomb:
         def __reduce__(self):
-            return print, ("it ran",)
+            return function, ("it ran",)
 
     np.save(tmp_path / "a.npy", np.array(Bomb(), dtype=object), allow_pickle=True)
-    with pytest.raises(MediaError, match=r"a\.npy does not load \(it asks for builtins\.print"):
+    with pytest.raises(MediaError, match=rf"a\.npy does not load \(it asks for {asked}"):
         load_array(tmp_path / "a.npy")
 
 
@@ -153,6 +161,17 @@ def test_empty_and_infinite_sounds_are_named(tmp_path):
     np.save(tmp_path / "a.npy", np.array([0, np.nan], np.float32))
     with pytest.raises(MediaError, match=r"a\.npy holds NaN or infinite samples"):
         read_sound(tmp_path / "a.npy", sampling_rate=16000)
+
+
+def test_a_sound_cut_between_two_packets_is_named(tmp_path, media):
+    av = pytest.importorskip("av")
+    path = media.video(tmp_path / "a.mp4", picture=False, movflags="faststart")
+    with av.open(str(path)) as container:
+        places = [packet.pos for packet in container.demux(audio=0) if packet.size]
+    path.write_bytes(path.read_bytes()[: places[64]])
+    # The encoder's first packet of 1,024 samples is its delay: 63 x 1,024 / 16,000 s are left.
+    with pytest.raises(MediaError, match=r"a\.mp4: the sound ends after 4\.03 s though its header says 10\.00 s"):
+        read_sound(path, sampling_rate=16000)
 
 
 def test_a_sound_that_is_cut_short_is_named(tmp_path, media):

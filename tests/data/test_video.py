@@ -126,6 +126,18 @@ def test_a_cut_short_video_with_its_index_in_front_is_named(tmp_path, media):
         read_video(tmp_path / "cut.mp4", MIDDLES, image_size=16)
 
 
+def test_a_video_cut_between_two_frames_is_named(tmp_path, media):
+    av = pytest.importorskip("av")
+    path = media.video(tmp_path / "a.mp4", sound=False, movflags="faststart")
+    with av.open(str(path)) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.size]
+    path.write_bytes(path.read_bytes()[: places[20]])  # nothing but the end tells: frames are whole
+    wanted = r"a\.mp4: the video ends after 4\.00 s though its header says 10\.00 s: the file is cut short"
+    with pytest.raises(MediaError, match=wanted):
+        read_video(path, MIDDLES, image_size=16)
+    assert read_video(path, [0.5, 3.5], image_size=16).shape == (2, 3, 16, 16)
+
+
 def test_damage_is_not_concealed(tmp_path):
     av = pytest.importorskip("av")
     generator = torch.Generator().manual_seed(1)
