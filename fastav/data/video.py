@@ -92,7 +92,7 @@ def stream_end(stream: Any) -> float | None:
     """When a stream ends by its header, in seconds on the file's clock; None if the header does not say."""
     if stream.duration is None:
         return None
-    return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+    return ((stream.start_time or 0) + stream.duration) * float(stream.time_base)
 
 
 def cut_short(path: str | Path, kind: str, end: float, declared: float) -> MediaError:
@@ -156,7 +156,7 @@ def _jump(keys: Sequence[int], stream: Any, upcoming: Any, t: float) -> int | No
     if upcoming is None:
         return None
     # The index has decoding times; half a second covers how much later any frame is shown than decoded.
-    at = bisect_right(keys, int((t - 0.5) / stream.time_base))
+    at = bisect_right(keys, int((t - 0.5) / float(stream.time_base)))
     return keys[at - 1] if at and upcoming.pts is not None and keys[at - 1] > upcoming.pts else None
 
 
