@@ -55,7 +55,8 @@ def check_masks(caller: str, name: str, values: Tensor, masks: Tensor, has_mask:
     if values.ndim != 4 or masks.shape != values.shape or has_mask.shape != values.shape[:2]:
         raise ValueError(
             f"{caller}: {name} are {tuple(values.shape)}, masks {tuple(masks.shape)} and has_mask "
-            f"{tuple(has_mask.shape)}, wanted (B, T, H, W) twice and (B, T)"
+            f"{tuple(has_mask.shape)}, wanted (B, T, H, W) twice and (B, T); the head gives the size that it is asked "
+            f"for, SegmentationTask's `size`"
         )
     return has_mask
 

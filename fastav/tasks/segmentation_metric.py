@@ -163,7 +163,8 @@ def _f_curves(p: Tensor, y: Tensor) -> Tensor:
     A pixel is marked where it reaches the threshold. How many thresholds each pixel reaches says all there is to know:
     one histogram of a frame stands for 255 passes over it.
     """
-    thresholds = torch.linspace(0, 1 - 1e-10, THRESHOLDS, device=p.device)  # the last is 1 in float32
+    # Made on the CPU, as AVSBench's are, so that their last bits are the same everywhere; the last is 1 in float32.
+    thresholds = torch.linspace(0, 1 - 1e-10, THRESHOLDS).to(p.device)
     bins = THRESHOLDS + 1
     reached = torch.bucketize(p, thresholds, right=True).flatten(0, 1)
     reached += bins * torch.arange(len(reached), device=p.device)[:, None]

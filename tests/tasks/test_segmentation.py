@@ -1,8 +1,11 @@
 import pytest
+import timm
 import torch
 from torch import nn
+from transformers import WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from fastav.adapters import AdapterOutput
+from fastav.adapters import AdapterOutput, MettleAdapter, MettleConfig
 from fastav.tasks import SegmentationHead, SegmentationTask, decode_segmentation, segmentation_loss
 from fastav.tasks.segmentation_head import _pyramid
 
@@ -245,6 +248,36 @@ def test_the_task_puts_them_together():
     iou = (first & truth).sum((1, 2)) / (first | truth).sum((1, 2))
     torch.testing.assert_close(metric.compute()[task.monitor], iou.mean())
     assert SegmentationTask((6,), num_tokens=2, width=5, hidden=8, scoring="avsbench").metric().mode == "avsbench"
+
+
+def test_behind_an_adapter_the_loss_trains_both_and_no_backbone():
+    torch.manual_seed(0)
+    vit = timm.models.VisionTransformer(img_size=32, patch_size=8, embed_dim=16, depth=4, num_heads=2, num_classes=0)
+    whisper = WhisperEncoder(
+        WhisperConfig(
+            num_mel_bins=8,
+            d_model=16,
+            encoder_layers=2,
+            encoder_attention_heads=2,
+            encoder_ffn_dim=32,
+            max_source_positions=50,
+        )
+    )
+    config = MettleConfig(num_tokens=2, width=8, rank=4, inject_stages="stages")
+    adapter = MettleAdapter(vit, whisper, config).train()
+    task = SegmentationTask((16,) * 4, num_tokens=2, width=8, size=32, hidden=8).train()
+    frames, sound = torch.randn(2, 3, 3, 32, 32), torch.randn(2, 3, 8, 100)
+    batch = {"masks": torch.rand(2, 3, 32, 32) > 0.5, "has_mask": torch.ones(2, 3, dtype=torch.bool)}
+    task.loss(task(adapter(frames, sound), batch), batch).backward()
+    trained = {name for name, p in adapter.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert {"injection.to_keys", "injection.to_values", "injection.gates"} <= trained
+    assert {"fusion_weights.0", "fusion_weights.1"} <= trained  # of what is seen and of what is heard
+    assert all(p.grad.abs().sum() > 0 for p in task.parameters())
+    assert all(p.grad is None for p in (*vit.parameters(), *whisper.parameters()))
+    adapter.eval(), task.eval()
+    with torch.no_grad():
+        one, other = (task(adapter(frames, x), batch) for x in (sound, sound.roll(1, 1)))
+    assert ((one - other).abs().amax((2, 3)) > 1e-4).all()  # every frame hears another second
 
 
 def test_wrong_features_and_tokens_are_named():
