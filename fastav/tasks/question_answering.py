@@ -121,9 +121,9 @@ class QuestionAnsweringHead(nn.Module):
 
         named = torch.einsum("btmd,ad->btma", described, self.name(answers)) * unit
         chosen = torch.einsum("btm,btma->ba", self.choose(evidence).softmax(1), named)
-        weights = self.weigh(question).unflatten(-1, (2, 3))
+        wanted = self.weigh(question).unflatten(-1, (2, 3))
         pooled = torch.stack([named.mean(1), named.amax(1)], 1)  # (B, 2, 3, num_answers)
-        return reasoned + chosen + torch.einsum("bpm,bpma->ba", weights, pooled)
+        return reasoned + chosen + torch.einsum("bpm,bpma->ba", wanted, pooled)
 
     def _slots(self, questions: EncodedQuestions) -> Tensor:
         """The names that the questions are about, (B, slots, hidden)."""
@@ -181,6 +181,11 @@ class QuestionAnsweringTask(Task):
         hidden: see :class:`QuestionAnsweringHead`.
         dropout: see :class:`QuestionAnsweringHead`.
         label_smoothing: see :func:`question_answering_loss`.
+
+    Raises:
+        TypeError: answers in one string.
+        ValueError: no answers, an answer twice, a vocabulary that :class:`Vocabulary` refuses, or a text transformer
+            that cannot be loaded.
     """
 
     name = "question_answering"
@@ -199,6 +204,10 @@ class QuestionAnsweringTask(Task):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
+        if isinstance(answers, str):
+            raise TypeError("answers must be a list of texts, got one string")
+        if not answers or len(set(answers)) < len(answers):
+            raise ValueError(f"answers must be different texts, at least one, got {list(answers)}")
         self.question_encoder: QuestionLSTM | FrozenTextEncoder
         if text_model is None:
             self.question_encoder = QuestionLSTM(Vocabulary(vocabulary).extended(answers))

@@ -173,6 +173,19 @@ def test_answers_are_named_by_their_words(task):
     torch.testing.assert_close(two.mean(), torch.stack([two.words[0].sum(0) / 2, two.words[1, 0]]))
 
 
+@pytest.mark.parametrize(
+    ("answers", "error", "message"),
+    [
+        ("yes", TypeError, "got one string"),
+        ([], ValueError, r"at least one, got \[\]"),
+        (["yes", "no", "yes"], ValueError, r"different texts, at least one, got \['yes', 'no', 'yes'\]"),
+    ],
+)
+def test_task_refuses_wrong_answers(answers, error, message):
+    with pytest.raises(error, match=message):
+        QuestionAnsweringTask(["Is"], answers, num_tokens=2, width=16)
+
+
 def test_task_decodes_and_counts(task):
     logits = torch.tensor([[0.0, 1, 0, 0, 0, 0], [3, 0, 0, 0, 0, 0], [0, 0, 0, 2, 0, 0]])
     assert decode_question_answering(logits).tolist() == [1, 0, 3]
