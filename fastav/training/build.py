@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from fastav.adapters import Adapter, adapter_class
@@ -32,6 +34,8 @@ class Pair(NamedTuple):
 def build_pair(config: TrainConfig) -> Pair:
     """Build the backbones for sounds of the length that the data set and the audio layout make.
 
+    Random weights, where they are asked for, are drawn from the seed, so that a later command draws the same.
+
     Raises:
         ValueError: no such model, weights that are not to be had, or a data set for another task.
         ImportError: a library is missing.
@@ -40,7 +44,17 @@ def build_pair(config: TrainConfig) -> Pair:
     segments, seconds = entry.segments(config.data)
     if config.adapter.get("audio_layout") == "clip":
         seconds *= segments
+    torch.manual_seed(config.seed)
     return Pair(build_visual(config.visual), build_audio(config.audio, seconds), entry)
+
+
+def fingerprint(backbone: nn.Module) -> str:
+    """A word that differs between backbones of different weights; parts of all of them are looked at."""
+    content = hashlib.sha256()
+    for name, value in backbone.state_dict().items():
+        content.update(name.encode())
+        content.update(value.flatten()[:256].float().cpu().numpy().tobytes())
+    return content.hexdigest()[:16]
 
 
 def build_adapter(config: TrainConfig, pair: Pair) -> Adapter:

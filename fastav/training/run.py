@@ -12,7 +12,7 @@ import torch
 from fastav.adapters import Adapter
 from fastav.tasks.task import Task
 from fastav.training.arguments import SECTIONS
-from fastav.training.build import Opener, build_adapter, build_pair, build_task, task_options
+from fastav.training.build import Opener, build_adapter, build_pair, build_task, fingerprint, task_options
 from fastav.training.clips import Clips
 from fastav.training.config import DataConfig, OptimizerConfig, TrainConfig, TrainerConfig
 from fastav.training.module import AudioVisualModule
@@ -93,7 +93,12 @@ def set_up_training(config: TrainConfig) -> Training:
     stage = "test" if config.select_on_test else "validation"
     module = AudioVisualModule(adapter, task, config.optimizer, seed=config.seed, chosen_on=stage)
     folder = RunFolder(config.output)
-    record = {"task": config.task, "options": options, "class_names": list(train.class_names)}
+    record = {
+        "task": config.task,
+        "options": options,
+        "class_names": list(train.class_names),
+        "backbones": {modality: fingerprint(getattr(adapter, modality).module) for modality in ("visual", "audio")},
+    }
     # Not the best epoch's `save_last`: that would keep only those last epochs that were the best, too.
     last = ModelCheckpoint(folder.checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False)
     callbacks: list[Callback] = [BestEpoch(folder, module.monitor, record), last]
@@ -140,6 +145,12 @@ def load_run(path: str | Path, data: DataConfig | None = None) -> Loaded:
     record = folder.read_record()
     pair = build_pair(config)
     adapter = folder.load_adapter(config.method, visual=pair.visual, audio=pair.audio)
+    for modality, trained_on in record["backbones"].items():
+        if fingerprint(getattr(adapter, modality).module) != trained_on:
+            raise ValueError(
+                f"{modality}: the backbone's weights are not those that {folder.path} was trained on: give the same "
+                f"weights as its {folder.config.name} says"
+            )
     task = folder.load_head(build_task(config.task, record["options"]))
     opener = Opener(adapter, pair.data, data or config.data, record["class_names"])
     return Loaded(folder, config, record, adapter, task, opener)

@@ -202,6 +202,40 @@ def test_choosing_by_the_test_split_is_said(ave_root, flags, tmp_path, capsys):
     assert "optimistic" in capsys.readouterr().err
 
 
+def test_backbones_of_other_weights_are_refused(ave_root, flags, tmp_path, capsys):
+    weights = tmp_path / "vit.pth"
+    (given,) = (word.partition("=")[2] for word in flags if word.startswith("--visual.checkpoint"))
+    shutil.copy(given, weights)
+    arguments = ["--task=localization", f"--data.root={ave_root}", f"--output={tmp_path / 'run'}"]
+    assert main(["train", *arguments, *flags, f"--visual.checkpoint={weights}", "--optimizer.epochs=1"]) == 0
+    state = torch.load(weights)
+    state["blocks.1.mlp.fc1.weight"][0, 0] += 1
+    torch.save(state, weights)
+    assert main(["evaluate", str(tmp_path / "run")]) == 2
+    assert "visual: the backbone's weights are not those that" in capsys.readouterr().err
+
+
+def test_random_backbones_are_drawn_again_alike(ave_root, flags, tmp_path):
+    arguments = ["--task=localization", f"--data.root={ave_root}", f"--output={tmp_path}", "--optimizer.epochs=1"]
+    random = ["--visual.checkpoint=null", "--visual.pretrained=false", "--audio.pretrained=false", "--seed=5"]
+    assert main(["train", *arguments, *flags, *random]) == 0
+    torch.rand(3)
+    assert main(["evaluate", str(tmp_path), "--split=val"]) == 0
+    record = json.loads((tmp_path / "best" / "record.json").read_text())
+    assert json.loads((tmp_path / "scores-val.json").read_text())["scores"]["accuracy"] == record["score"]
+
+
+def test_answers_in_another_order_are_refused(qa_root, flags, tmp_path, capsys):
+    arguments = ["--task=question_answering", f"--data.root={qa_root}", f"--output={tmp_path / 'run'}"]
+    assert main(["train", *arguments, *flags, "--optimizer.epochs=1"]) == 0
+    root = tmp_path / "qa"
+    shutil.copytree(qa_root, root)
+    questions = json.loads((root / "json" / "avqa-train.json").read_text())
+    (root / "json" / "avqa-train.json").write_text(json.dumps(questions[::-1]))
+    assert main(["evaluate", str(tmp_path / "run"), f"--data.root={root}"]) == 2
+    assert "test has other classes or answers, or in another order" in capsys.readouterr().err
+
+
 def test_what_is_left_out_is_counted(run, ave_root, tmp_path):
     root = tmp_path / "ave"
     shutil.copytree(ave_root, root)
