@@ -155,6 +155,23 @@ def test_one_sense_is_not_enough(questions):
             assert some.count(YES) == some.count(NO)
 
 
+def test_what_one_sense_could_guess_from_is_balanced(questions):
+    clips, names = questions.clips, questions.clips.material.class_names
+    longer = {False: [], True: []}
+    for clip, text, answer in zip(questions.clip.tolist(), questions.text, questions.answer.tolist(), strict=True):
+        # Where one thing is in the whole clip, "one" would need no second sense.
+        if text.startswith("How many things are seen while"):
+            assert clips.seen[clip].any(0).sum() == 2
+        if text.startswith("How many things are heard while"):
+            assert clips.heard[clip].any(0).sum() == 2
+        if found := re.fullmatch(r"Is the (.+) seen for longer than the .+ is heard\?", text):
+            seconds = clips.seen[clip, :, names.index(found[1])].sum()
+            longer[seconds.item() > 5].append(questions.answers[answer])
+    for some in longer.values():
+        assert len(some) > 20
+        assert some.count(YES) == some.count(NO)
+
+
 def test_all_types_and_several_questions_a_clip(questions):
     assert set(questions.type.tolist()) == set(range(len(QUESTION_TYPES)))
     for number, template in enumerate(TEMPLATES):
