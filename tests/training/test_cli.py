@@ -225,15 +225,34 @@ def test_random_backbones_are_drawn_again_alike(ave_root, flags, tmp_path):
     assert json.loads((tmp_path / "scores-val.json").read_text())["scores"]["accuracy"] == record["score"]
 
 
-def test_answers_in_another_order_are_refused(qa_root, flags, tmp_path, capsys):
-    arguments = ["--task=question_answering", f"--data.root={qa_root}", f"--output={tmp_path / 'run'}"]
+@pytest.fixture(scope="module")
+def qa_run(tmp_path_factory, qa_root, flags):
+    folder = tmp_path_factory.mktemp("runs") / "qa"
+    arguments = ["--task=question_answering", f"--data.root={qa_root}", f"--output={folder}"]
     assert main(["train", *arguments, *flags, "--optimizer.epochs=1"]) == 0
+    return folder
+
+
+def test_answers_in_another_order_are_refused(qa_run, qa_root, tmp_path, capsys):
     root = tmp_path / "qa"
     shutil.copytree(qa_root, root)
     questions = json.loads((root / "json" / "avqa-train.json").read_text())
     (root / "json" / "avqa-train.json").write_text(json.dumps(questions[::-1]))
-    assert main(["evaluate", str(tmp_path / "run"), f"--data.root={root}"]) == 2
+    assert main(["evaluate", str(qa_run), f"--data.root={root}"]) == 2
     assert "test has other classes or answers, or in another order" in capsys.readouterr().err
+
+
+def test_a_question_about_a_video_is_answered(qa_run, run, tmp_path, capsys):
+    video = write_video(tmp_path / "minute.mkv", seconds=20)
+    assert main(["predict", str(qa_run), f"--video={video}"]) == 2
+    assert "the task 'question_answering' wants a --question" in capsys.readouterr().err
+    assert main(["predict", str(run), f"--video={video}", "--question=Why?"]) == 2
+    assert "the task 'localization' answers no --question" in capsys.readouterr().err
+    asked = [f"--video={video}", "--question=Is there a red in the video?", f"--output={tmp_path / 'out'}"]
+    assert main(["predict", str(qa_run), *asked]) == 0
+    (line,) = lines(tmp_path / "out")
+    assert line["question"] == "Is there a red in the video?"
+    assert line["answers"] in {"yes", "no", "one", "two"}
 
 
 def test_what_is_left_out_is_counted(run, ave_root, tmp_path):
