@@ -90,10 +90,10 @@ def train_config(values: Namespace) -> TrainConfig:
     return TrainConfig(**plain, **sections)
 
 
-def run_parser(arguments: Sequence[str], command: str, description: str) -> ArgumentParser:
+def run_parser(arguments: Sequence[str], command: str, description: str, *sections: str) -> ArgumentParser:
     """The parser of a command that works on a run, whose folder comes first in the ``arguments``.
 
-    Its data and trainer flags have the run's own values as defaults.
+    It has flags for some ``sections`` of the configuration, with the run's own values as defaults.
 
     Raises:
         ValueError: the first argument is no run's folder.
@@ -102,11 +102,11 @@ def run_parser(arguments: Sequence[str], command: str, description: str) -> Argu
 
     parser = ArgumentParser(prog=f"fastav {command}", description=description)
     parser.add_argument("run", type=str, help="the folder that fastav train wrote; comes first")
-    for name in ("data", "trainer"):
+    for name in sections:
         parser.add_class_arguments(SECTIONS[name], name)
     if arguments and not arguments[0].startswith("-"):
         config = RunFolder(arguments[0]).read_config()
-        parser.set_defaults({name: config[name] for name in ("data", "trainer")})
+        parser.set_defaults({name: config[name] for name in sections})
     return parser
 
 

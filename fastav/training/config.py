@@ -79,6 +79,7 @@ class OptimizerConfig:
 
     Attributes:
         epochs: passes over the training split.
+        patience: stop after so many epochs without a better score; None goes through all of them.
         lr: learning rate at the top.
         weight_decay: of all parameters but those that the adapter names in ``no_weight_decay()``.
         warm_up: share of all steps in which the learning rate rises.
@@ -87,6 +88,7 @@ class OptimizerConfig:
     """
 
     epochs: int = 20
+    patience: int | None = None
     lr: float = 1e-3
     weight_decay: float = 0.05
     warm_up: float = 0.05
@@ -94,7 +96,7 @@ class OptimizerConfig:
     accumulate: int = 1
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "epochs", "accumulate")
+        _at_least(self, 1, "epochs", "accumulate", *(["patience"] if self.patience is not None else []))
         _at_least(self, 0, "lr", "weight_decay", "warm_up", "clip_norm")
         if self.warm_up > 1:
             raise ValueError(f"warm_up is {self.warm_up}, wanted a share of all steps, 0 ... 1")
@@ -108,17 +110,11 @@ class TrainerConfig:
         accelerator: cpu, gpu, mps, or auto for the best there is.
         devices: how many, a list of their numbers, or auto for all; each gets a process of its own.
         precision: Lightning's word for it, such as 32-true, bf16-mixed or 16-mixed.
-        patience: stop after so many epochs without a better score; None goes through all epochs.
     """
 
     accelerator: str = "auto"
     devices: int | list[int] | Literal["auto"] = "auto"
     precision: str = "32-true"
-    patience: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.patience is not None:
-            _at_least(self, 1, "patience")
 
 
 @dataclass

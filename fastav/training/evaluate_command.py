@@ -22,7 +22,7 @@ _DESCRIPTION = (
 def main(arguments: Sequence[str]) -> int:
     """Score a run."""
     with plainly():
-        parser = run_parser(arguments, "evaluate", _DESCRIPTION)
+        parser = run_parser(arguments, "evaluate", _DESCRIPTION, "data", "trainer")
         parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="what to score")
         values = parser.parse_args(list(arguments))
         data, trainer = (SECTIONS[name](**values[name].as_dict()) for name in ("data", "trainer"))

@@ -40,7 +40,7 @@ class _Writer(BasePredictionWriter):
 def main(arguments: Sequence[str]) -> int:
     """Predict."""
     with plainly():
-        parser = run_parser(arguments, "predict", _DESCRIPTION)
+        parser = run_parser(arguments, "predict", _DESCRIPTION, "data", "trainer")
         parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="what to predict")
         parser.add_argument("--video", type=str, default=None, help="a media file, to predict instead of a split")
         parser.add_argument("--question", type=str, default=None, help="asked of the --video, if the task is to answer")

@@ -102,8 +102,8 @@ def set_up_training(config: TrainConfig) -> Training:
     # Not the best epoch's `save_last`: that would keep only those last epochs that were the best, too.
     last = ModelCheckpoint(folder.checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False)
     callbacks: list[Callback] = [BestEpoch(folder, module.monitor, record), last]
-    if config.trainer.patience is not None:
-        callbacks.append(EarlyStopping(module.monitor, mode="max", patience=config.trainer.patience))
+    if config.optimizer.patience is not None:
+        callbacks.append(EarlyStopping(module.monitor, mode="max", patience=config.optimizer.patience))
     trainer = make_trainer(config.trainer, config.optimizer, callbacks, folder.new_logs())
     if trainer.is_global_zero:  # of several processes the others would meet what this one wrote
         folder.start(asdict(config))
@@ -131,7 +131,7 @@ def load_run(path: str | Path, data: DataConfig | None = None) -> Loaded:
 
     Args:
         path: the run's folder.
-        data: where the data set is now; None is where it was.
+        data: where the data set is now, or another one for the same task; None is what it was.
 
     Raises:
         ValueError: no run's folder, or one without a finished epoch; or backbones that are not to be had.
@@ -141,7 +141,7 @@ def load_run(path: str | Path, data: DataConfig | None = None) -> Loaded:
     folder = RunFolder(path)
     entries = folder.read_config()
     sections = {name: section(**entries.pop(name)) for name, section in SECTIONS.items()}
-    config = TrainConfig(**entries, **sections)
+    config = TrainConfig(**entries, **(sections if data is None else {**sections, "data": data}))
     record = folder.read_record()
     pair = build_pair(config)
     adapter = folder.load_adapter(config.method, visual=pair.visual, audio=pair.audio)
@@ -152,7 +152,7 @@ def load_run(path: str | Path, data: DataConfig | None = None) -> Loaded:
                 f"weights as its {folder.config.name} says"
             )
     task = folder.load_head(build_task(config.task, record["options"]))
-    opener = Opener(adapter, pair.data, data or config.data, record["class_names"])
+    opener = Opener(adapter, pair.data, config.data, record["class_names"])
     return Loaded(folder, config, record, adapter, task, opener)
 
 

@@ -24,7 +24,7 @@ _DESCRIPTION = (
 def main(arguments: Sequence[str]) -> int:
     """Draw one clip."""
     with plainly():
-        parser = run_parser(arguments, "visualize", _DESCRIPTION)
+        parser = run_parser(arguments, "visualize", _DESCRIPTION, "data")
         parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="where the clip is")
         parser.add_argument("--id", type=str, default=None, help="the clip; by default the split's first")
         parser.add_argument("--video", type=str, default=None, help="a media file, instead of a data set's clip")
