@@ -1,4 +1,4 @@
-# Commands: `make demo`, `make test` and its part `make aot`, `make native`. All make the virtual environment and install what is missing first.
+# Commands: `make demo`, `make demo-all`, `make test` and its part `make aot`, `make native`. All make the virtual environment and install what is missing first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,10 +7,14 @@ READY := $(VENV)/ready
 # The native CPU kernels: the install builds them too, but puts up with a failure; here it stops. No compiler is no failure.
 NATIVE := fastav/ops/libfastav_native.so
 
-.PHONY: demo test interpreted aot lint native clean
+.PHONY: demo demo-all test interpreted aot lint native clean
 
 demo: $(NATIVE)
 	$(BIN)/python -m examples.stamps
+
+# All clips and three seeds, about an hour and a half the first time.
+demo-all: $(NATIVE)
+	$(BIN)/python -m examples.stamps --all
 
 # One thread a process, or the two would wait for each other.
 test: lint $(NATIVE)

@@ -69,14 +69,14 @@ def ave_pair(device: torch.device, clips: int, dtype: torch.dtype = torch.bfloat
 
 def stamps_pair() -> Pair:
     """The demo's backbones with random weights and one training batch, taps in the store's dtype, on the CPU."""
-    from examples.stamps.__main__ import IMAGE_SIZE, VISUAL_TAPS
-    from examples.stamps.taps import SECONDS
-    from examples.stamps.training import BATCH
+    from examples.stamps.exercises import BATCH, METTLE_TAPS
+    from examples.stamps.scenes import SEGMENTS
+    from examples.stamps.splits import CLIP_SIZE
     from examples.stamps.weights import random_vit, random_whisper_encoder
 
-    visual = fastav.FrozenBackbone(random_vit(IMAGE_SIZE), list(VISUAL_TAPS))
-    audio = fastav.FrozenBackbone(random_whisper_encoder(SECONDS))
-    frames, sound = torch.randn(BATCH, SECONDS, 3, IMAGE_SIZE, IMAGE_SIZE), torch.randn(BATCH, 80, 100 * SECONDS)
+    visual = fastav.FrozenBackbone(random_vit(CLIP_SIZE), METTLE_TAPS)
+    audio = fastav.FrozenBackbone(random_whisper_encoder(SEGMENTS))
+    frames, sound = torch.randn(BATCH, SEGMENTS, 3, CLIP_SIZE, CLIP_SIZE), torch.randn(BATCH, 80, 100 * SEGMENTS)
     return Pair(visual, audio, frames, sound, fastav.MettleConfig(audio_layout="clip"), torch.float16)
 
 

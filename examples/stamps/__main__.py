@@ -1,129 +1,165 @@
-"""The demo: from real pictures and sounds to a trained, scored, saved and reloaded adapter, in one command."""
+"""The demo: from real pictures and sounds to four trained and scored tasks with both methods, in one command."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
-from torch.utils.data import default_collate
 
 import fastav
-from examples.stamps import pictures, report, weights
-from examples.stamps.assets import AUDIO_WEIGHTS, PHOTOS, STAMPS, VISION_WEIGHTS, cache_folder, fetch_all
+from examples.stamps import exercises, pictures, report
+from examples.stamps.assets import AUDIO_WEIGHTS, PHOTOS, STAMPS, TEXT_WEIGHTS, VISION_WEIGHTS, fetch_all
+from examples.stamps.examples import Examples
+from examples.stamps.exercises import BASELINES, METTLE, Exercise
 from examples.stamps.material import load_material
-from examples.stamps.methods import Mettle, build
-from examples.stamps.scenes import compose
-from examples.stamps.taps import SECONDS, Split, prepare
+from examples.stamps.methods import Adapted, Model
+from examples.stamps.splits import Studio
+from examples.stamps.taps import prepare
 from examples.stamps.training import Run, faster, predict, step_times, train
-from fastav import FrozenBackbone, MettleAdapter
-from fastav.tasks import decode_localization
 
-IMAGE_SIZE = 126  # pixels, 9 x 9 patches: large enough to tell the animals apart, small enough for two cores
-CLIPS = {"train": 600, "validation": 100, "test": 150, "cross": 100}
-VISUAL_TAPS = range(1, 12, 2)  # every second of the 12 blocks; all four of the audio encoder's
-BASELINE_EPOCHS = 4  # times Mettle's: they settle more slowly, an epoch costs next to nothing, and validation chooses
+BASELINE_EPOCHS = 4  # times the adapters': they settle more slowly, an epoch costs little, and validation chooses
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything.
+
+    Attributes:
+        clips: ten-second clips of each split.
+        scenes: five-second scenes of each split, twice: single-source and multi-source.
+        seeds: runs of each method.
+    """
+
+    clips: dict[str, int]
+    scenes: dict[str, int]
+    seeds: int
+
+
+SUBSET = Size({"train": 240, "validation": 60, "test": 100}, {"train": 120, "validation": 40, "test": 60}, 1)
+ALL = Size(
+    {"train": 600, "validation": 100, "test": 150, "cross": 100}, {"train": 300, "validation": 60, "test": 100}, 3
+)
 
 
 def main() -> None:
     """Run the demo; see ``--help``."""
     options = _options()
-    start = time.perf_counter()
+    size, start = ALL if options.all else SUBSET, time.perf_counter()
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
 
-    paths, missing = fetch_all([VISION_WEIGHTS, AUDIO_WEIGHTS, STAMPS, PHOTOS])
+    paths, missing = fetch_all([VISION_WEIGHTS, AUDIO_WEIGHTS, TEXT_WEIGHTS, STAMPS, PHOTOS])
     for problem in missing:
         print(f"\nNOT AVAILABLE: {problem}\n")
     material = load_material(paths.get(STAMPS.name), paths.get(PHOTOS.name))
-    visual, audio, source = _backbones(paths)
+    studio = Studio(material, paths.get(VISION_WEIGHTS.name), paths.get(AUDIO_WEIGHTS.name))
+    text = paths.get(TEXT_WEIGHTS.name)
+    source = "; ".join(
+        f"{name} {'pretrained' if path else without}"
+        for name, path, without in (
+            ("DINOv2-architecture ViT-S/14", studio.vit, "RANDOM (package out of reach)"),
+            ("Whisper-tiny encoder", studio.whisper, "RANDOM (package out of reach)"),
+            ("MiniLM for the questions", text, "replaced by an LSTM (package out of reach)"),
+        )
+    )
     print(f"clips: {material.source}; weights: {source}")
-    print(f"{visual}\n{audio}")
 
-    splits = {
-        name: Split(compose(material, name, count, image_size=IMAGE_SIZE), visual, audio, cache_folder() / "taps")
-        for name, count in CLIPS.items()
-        if name != "cross" or material.held_out
-    }
-    runs: dict[str, list[Run]] = {}
-    for name, make in build(splits["train"], visual, audio).items():
-        epochs = options.epochs * (1 if name == "Mettle" else BASELINE_EPOCHS)
-        runs[name] = [train(name, make, splits, epochs=epochs, seed=seed) for seed in range(options.seeds)]
+    some = _exercises(studio, size, text)
+    runs: dict[str, dict[str, list[Run]]] = {}
+    for exercise in some.values():
+        runs[exercise.name] = {
+            method: [_train(exercise, method, seed) for seed in range(size.seeds)] for method in exercise.methods
+        }
 
-    model = runs["Mettle"][0].model
-    predicted = predict(model, splits["test"])
-    drawn = pictures.draw(runs, splits["test"], predicted, folder)
-    table = report.table(runs, splits)
-    speed = faster(step_times(model, splits["train"]))
-    notes = f"{_notes(material.source, source, options, start)}\n{speed}"
-    (folder / "table.md").write_text(f"{table}\n\n{notes}\n")
-    print(f"\n{table}\n\n{notes}\n")
+    first = some["localisation"]
+    model = runs[first.name][METTLE][0].model
+    drawn = pictures.draw(some, runs, material.class_names, folder)
+    tables = [table(list(some.values()), runs) for table in (report.scores, report.leads, report.costs)]
+    speed = faster(step_times(model, first.examples["train"], first.batch), first.batch)
+    notes = f"{_notes(material.source, source, size, list(some.values()), start)}\n{speed}"
+    (folder / "table.md").write_text("\n\n".join([*tables, notes]) + "\n")
+    (folder / "scores.json").write_text(json.dumps(report.everything(list(some.values()), runs), indent=1) + "\n")
+    print("\n" + "\n\n".join([*tables, notes]) + "\n")
 
     _save(model, folder / "mettle")
-    print(_check_reloaded(folder / "mettle", visual, audio, splits["test"], predicted))
-    print(f"written: {', '.join(str(path) for path in [*drawn, folder / 'table.md', folder / 'mettle'])}")
+    print(_check_reloaded(folder / "mettle", first, model))
+    written = [*drawn, folder / "table.md", folder / "scores.json", folder / "mettle"]
+    print(f"written: {', '.join(map(str, written))}")
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m examples.stamps", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3, help="training runs of each method")
     parser.add_argument(
-        "--epochs",
-        type=int,
-        default=12,
-        help="epochs of Mettle; the baselines, which settle more slowly, get four times as many",
+        "--all",
+        action="store_true",
+        help=f"all clips and {ALL.seeds} runs of each method, instead of a subset that takes minutes",
     )
-    parser.add_argument("--out", default="out", help="folder for the table, the pictures and the saved adapter")
+    parser.add_argument("--out", default="out", help="folder for the tables, the pictures and a saved adapter")
     return parser.parse_args()
 
 
-def _backbones(paths: dict[str, Path]) -> tuple[FrozenBackbone, FrozenBackbone, str]:
-    """The two frozen backbones and where their weights are from; random ones where a package is out of reach."""
-    vit, whisper = paths.get(VISION_WEIGHTS.name), paths.get(AUDIO_WEIGHTS.name)
-    visual = weights.load_vit(vit, IMAGE_SIZE) if vit else weights.random_vit(IMAGE_SIZE)
-    audio = weights.load_whisper_encoder(whisper, SECONDS) if whisper else weights.random_whisper_encoder(SECONDS)
-    source = "; ".join(
-        f"{name} {'pretrained' if path else 'RANDOM (package out of reach)'}"
-        for name, path in (("DINOv2-architecture ViT-S/14", vit), ("Whisper-tiny encoder", whisper))
-    )
-    return FrozenBackbone(visual, list(VISUAL_TAPS)), FrozenBackbone(audio), source
+def _exercises(studio: Studio, size: Size, text: Path | None) -> dict[str, Exercise]:
+    clips = studio.clips(size.clips)
+    made = [
+        exercises.localization(clips, weak=False),
+        exercises.localization(clips, weak=True),
+        exercises.parsing(clips),
+        exercises.questions(clips, text),
+        exercises.segmentation("segmentation, single", studio.scenes("single", size.scenes)),
+        exercises.segmentation("segmentation, multiple", studio.scenes("multiple", size.scenes)),
+    ]
+    return {exercise.name: exercise for exercise in made}
 
 
-def _notes(material: str, source: str, options: argparse.Namespace, start: float) -> str:
-    spread = "mean ± standard deviation" if options.seeds > 1 else "one run"
+def _train(exercise: Exercise, method: str, seed: int) -> Run:
+    epochs = exercise.epochs * (BASELINE_EPOCHS if method in BASELINES else 1)
+    name = f"{exercise.name}: {method}"
+    make = exercise.methods[method]
+    return train(name, make, exercise.examples, epochs=epochs, batch=exercise.batch, seed=seed)
+
+
+def _notes(material: str, source: str, size: Size, some: list[Exercise], start: float) -> str:
+    spread = "mean ± standard deviation over" if size.seeds > 1 else "over"
+    chances = "; ".join(f"{exercise.name}: {exercise.chance[0]}" for exercise in some)
     return (
-        f"Percent of seconds, {spread} over {options.seeds} seed(s); {CLIPS['train']} training clips, epoch chosen on "
-        f"validation. Clips {material}; {source}. Foreground, mismatched and background are on the test split.\n"
+        f"Percent, {spread} {size.seeds} seed(s), on the test split: {size.clips['test']} clips, {size.scenes['test']} "
+        f"scenes of each kind, after training on {size.clips['train']} and {size.scenes['train']}; validation chooses "
+        f"the epoch. Nothing learned is {chances}.\n"
+        f"Clips {material}; {source}.\n"
         f"Measured on {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
         f"Python {platform.python_version()}, torch {torch.__version__}, fastav {fastav.__version__}; "
         f"{(time.perf_counter() - start) / 60:.1f} minutes in all."
     )
 
 
-def _save(model: nn.Module, folder: Path) -> None:
-    assert isinstance(model, Mettle)
-    model.adapter.save_pretrained(folder)
-    save_file(model.head.state_dict(), folder / "head.safetensors")
+def _save(model: Model, folder: Path) -> None:
+    assert isinstance(model.source, Adapted)
+    model.source.adapter.save_pretrained(folder)
+    save_file(model.task.state_dict(), folder / "head.safetensors")
 
 
-def _check_reloaded(folder: Path, visual: FrozenBackbone, audio: FrozenBackbone, test: Split, predicted) -> str:
+def _check_reloaded(folder: Path, exercise: Exercise, model: Model) -> str:
     """Build the model anew from its files and let it predict, from stored taps and from pixels and sound."""
-    model = Mettle(visual, audio, test.clips.material.num_classes)
-    model.adapter = MettleAdapter.from_pretrained(folder, visual=visual, audio=audio)
-    model.head.load_state_dict(load_file(folder / "head.safetensors"))
-    again = predict(model, test)
-    if not torch.equal(again, predicted):
-        raise RuntimeError(f"the reloaded adapter predicts {(again != predicted).sum()} seconds differently")
+    test: Examples = exercise.examples["test"]
+    again = exercise.methods[METTLE]()
+    assert isinstance(again.source, Adapted)
+    adapter = again.source.adapter
+    again.source.adapter = type(adapter).from_pretrained(folder, visual=adapter.visual, audio=adapter.audio)
+    again.task.load_state_dict(load_file(folder / "head.safetensors"))
+    before, after = (predict(one, test)["labels"] for one in (model, again))
+    if not torch.equal(before, after):
+        raise RuntimeError(f"the reloaded adapter predicts {(before != after).sum()} seconds differently")
     count = min(10, len(test))
-    clips = default_collate([test.clips[index] for index in range(count)])
     with torch.no_grad():
-        out = model.adapter(*prepare(clips))
-        direct = decode_localization(model.head(out.visual, out.audio))
-    same = (direct == predicted[:count]).float().mean().item()
+        out = again.source.adapter(*prepare([test.split.clips[index] for index in range(count)]))
+        direct = again.task.decode(again.task(out, {}))["labels"]
+    same = (direct == before[:count]).float().mean().item()
     return (
         f"reloaded from {folder}: the same prediction in every second of the test split; straight from pixels and "
         f"sound, without the 16-bit store, in {100 * same:.1f} % of the seconds of {count} clips"

@@ -1,94 +1,128 @@
-"""The three methods that the demo compares: Mettle, mean-pooled tokens under Mettle's own head, and a linear probe."""
+"""The methods that the demo compares: sources of tokens, and the tasks' heads that read them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from examples.stamps.taps import SEGMENTS, Split
-from fastav import FrozenBackbone, MettleAdapter, MettleConfig, ops
-from fastav.tasks import LocalizationHead
+from examples.stamps.examples import Examples
+from examples.stamps.taps import Split
+from fastav import AdapterOutput, FrozenBackbone, ops
+from fastav.adapters import Adapter
+from fastav.tasks.task import Task
+
+WIDTH = 128  # of the mean-pooled tokens: what the adapters have by default
 
 
-class Mettle(nn.Module):
-    """The adapter with its head, as a user would build it."""
+class Model(nn.Module):
+    """A source of tokens with a task's head."""
 
-    def __init__(self, visual: FrozenBackbone, audio: FrozenBackbone, num_classes: int) -> None:
+    def __init__(self, source: nn.Module, task: Task) -> None:
         super().__init__()
-        self.adapter = MettleAdapter(visual, audio, MettleConfig(audio_layout="clip"))
-        config = self.adapter.config
-        self.head = LocalizationHead(num_classes, num_tokens=config.num_tokens, width=config.width)
+        self.source, self.task = source, task
 
-    def forward(self, split: Split, index: Tensor) -> Tensor:
-        """Logits (B, 10, num_classes + 1) of the clips at ``index``."""
-        out = self.adapter.forward_taps(*split.taps(index), num_segments=SEGMENTS)
-        return self.head(out.visual, out.audio)
+    def forward(self, examples: Examples, index: Tensor) -> tuple[object, Tensor]:
+        """What the head says of the examples at ``index`` (B,), and the source's auxiliary loss."""
+        clips, of = examples.clip[index], None
+        if examples.several_a_clip:
+            clips, of = clips.unique(return_inverse=True)
+        out = self.source(examples.split, clips)
+        if of is not None:
+            out = out._replace(visual=out.visual[of], audio=out.audio[of])
+        return self.task(out, examples.batch(index)), out.aux_loss
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay leaves alone."""
-        return {f"adapter.{name}" for name in self.adapter.no_weight_decay()}
+        adapter = getattr(self.source, "adapter", None)
+        return set() if adapter is None else {f"source.adapter.{name}" for name in adapter.no_weight_decay()}
+
+
+class Adapted(nn.Module):
+    """An adapter, fed with stored taps; without the sound, if asked: what the eyes alone can do."""
+
+    def __init__(self, adapter: Adapter, *, muted: bool = False) -> None:
+        super().__init__()
+        self.adapter, self.muted = adapter, muted
+
+    def forward(self, split: Split, clips: Tensor) -> AdapterOutput:
+        """Tokens (B, T, K, W) of the clips at ``clips`` (B,)."""
+        taps = split.taps(clips, self.adapter.visual, self.adapter.audio)
+        out = self.adapter.forward_taps(*taps, num_segments=split.segments)
+        return out._replace(audio=torch.zeros_like(out.audio)) if self.muted else out
+
+
+class Backbones(NamedTuple):
+    """Two backbones with the taps that a method reads."""
+
+    visual: FrozenBackbone
+    audio: FrozenBackbone
 
 
 class MeanPooled(nn.Module):
     """The honest baseline: Mettle with the mean of each tap's tokens instead of what attention distils.
 
-    The same taps, standardisation, token fusion and head; no meta-token ever looks at a token.
+    The same taps, standardisation, token fusion and head; no learned token ever looks at a token. For dense tasks the
+    same feature maps as they are, with nothing injected.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, train: Split, num_classes: int) -> None:
+    def __init__(self, train: Split, backbones: Backbones, *, dense: bool = False) -> None:
         super().__init__()
-        config = MettleConfig()
-        self.num_visual = train.num_visual
-        self.register_buffer("mean", train.pooled.mean((1, 2))[:, None, None])
-        self.register_buffer("std", train.pooled.std((1, 2))[:, None, None])
-        widths = [train.pooled.shape[-1]] * len(train.pooled)
-        self.weights = nn.ParameterList(nn.Parameter(torch.randn(d, config.width) * d**-0.5) for d in widths)
-        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(config.width)) for _ in widths)
-        self.head = LocalizationHead(num_classes, num_tokens=1, width=config.width)
+        self.backbones, self.dense = (backbones,), dense  # in a tuple: no part of this module
+        pooled = train.pooled(*backbones)
+        self.register_buffer("mean", pooled.mean((1, 2))[:, None, None])
+        self.register_buffer("std", pooled.std((1, 2))[:, None, None])
+        widths = [pooled.shape[-1]] * len(pooled)
+        self.weights = nn.ParameterList(nn.Parameter(torch.randn(d, WIDTH) * d**-0.5) for d in widths)
+        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(WIDTH)) for _ in widths)
 
-    def forward(self, split: Split, index: Tensor) -> Tensor:
-        """Logits (B, 10, num_classes + 1) of the clips at ``index``."""
-        tokens = list(((split.pooled[:, index] - self.mean) / self.std).flatten(1, 2)[:, :, None])
-        weights, biases = list(self.weights), list(self.biases)
-        fused = [
-            ops.fuse(tokens[layers], weights[layers], biases[layers], norm="layer").unflatten(0, (-1, SEGMENTS))
-            for layers in (slice(self.num_visual), slice(self.num_visual, None))
-        ]
-        return self.head(*fused)
+    def forward(self, split: Split, clips: Tensor) -> AdapterOutput:
+        """Tokens (B, T, 1, W) of the clips at ``clips`` (B,)."""
+        pooled = split.pooled(*self.backbones[0])[:, clips]
+        tokens = list(((pooled - self.mean) / self.std).flatten(1, 2)[:, :, None])
+        weights, biases, visual = list(self.weights), list(self.biases), len(self.backbones[0].visual.widths)
+        seen, heard = (
+            ops.fuse(tokens[layers], weights[layers], biases[layers], norm="layer").unflatten(0, (-1, split.segments))
+            for layers in (slice(visual), slice(visual, None))
+        )
+        return AdapterOutput(
+            seen, heard, pooled.new_zeros(()), _maps(split, clips, self.backbones[0]) if self.dense else ()
+        )
 
 
-class LinearProbe(nn.Module):
-    """A linear map from the mean-pooled last layers of both backbones, standardised."""
+class LastLayers(nn.Module):
+    """What the linear probes read: the last layers, mean-pooled and standardised; for dense tasks the last map."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, train: Split, num_classes: int) -> None:
+    def __init__(self, train: Split, backbones: Backbones, *, dense: bool = False) -> None:
         super().__init__()
-        features = self._features(train, torch.arange(len(train)))
-        self.register_buffer("mean", features.mean((0, 1)))
-        self.register_buffer("std", features.std((0, 1)))
-        self.linear = nn.Linear(features.shape[-1], num_classes + 1)
+        self.backbones, self.dense = (backbones,), dense
+        pooled = self._last(train)
+        self.register_buffer("mean", pooled.mean((1, 2))[:, None, None])
+        self.register_buffer("std", pooled.std((1, 2))[:, None, None])
 
-    def forward(self, split: Split, index: Tensor) -> Tensor:
-        """Logits (B, 10, num_classes + 1) of the clips at ``index``."""
-        return self.linear((self._features(split, index) - self.mean) / self.std)
+    def forward(self, split: Split, clips: Tensor) -> AdapterOutput:
+        """Features (B, T, 1, D) of the clips at ``clips`` (B,)."""
+        visual, audio = ((self._last(split)[:, clips] - self.mean) / self.std)[..., None, :]
+        return AdapterOutput(
+            visual, audio, visual.new_zeros(()), _maps(split, clips, self.backbones[0]) if self.dense else ()
+        )
 
-    @staticmethod
-    def _features(split: Split, index: Tensor) -> Tensor:
-        return torch.cat([split.pooled[split.num_visual - 1, index], split.pooled[-1, index]], -1)
+    def _last(self, split: Split) -> Tensor:
+        """(2, num_clips, T, D)."""
+        backbones = self.backbones[0]
+        pooled = split.pooled(*backbones)
+        return pooled[[len(backbones.visual.widths) - 1, -1]]
 
 
-def build(train: Split, visual: FrozenBackbone, audio: FrozenBackbone) -> dict[str, Callable[[], nn.Module]]:
-    """Each method's name and how to make a new one."""
-    classes = train.clips.material.num_classes
-    return {
-        "linear probe, last layers": lambda: LinearProbe(train, classes),
-        "mean-pooled, all layers": lambda: MeanPooled(train, classes),
-        "Mettle": lambda: Mettle(visual, audio, classes),
-    }
+def _maps(split: Split, clips: Tensor, backbones: Backbones) -> tuple[Tensor, ...]:
+    """The visual taps as feature maps (B, T, h, w, D), as injection would find them."""
+    patches = [tap[:, backbones.visual.prefix_tokens :] for tap in split.taps(clips, *backbones).visual]
+    side = round(patches[0].shape[1] ** 0.5)
+    return tuple(x.float().unflatten(1, (side, side)).unflatten(0, (-1, split.segments)) for x in patches)

@@ -1,29 +1,91 @@
-"""The demo's table."""
+"""The demo's tables: scores, leads clip by clip, and what training costs."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from examples.stamps.taps import Split
+import torch
+
+from examples.stamps.exercises import METTLE, MOLT, MUTED, POOLED, Exercise
 from examples.stamps.training import Run
 
+#: Every method's runs, by exercise.
+Runs = Mapping[str, Mapping[str, Sequence[Run]]]
 
-def table(runs: Mapping[str, Sequence[Run]], splits: Mapping[str, Split]) -> str:
-    """One Markdown table of all methods: means over seeds, with standard deviations where there are several."""
-    head = ["method", "test accuracy"]
-    if "cross" in splits:
-        head.append("cross-source")
-    head += ["foreground", "mismatched recall", "background recall", "trainable", "saved for backward", "s / epoch"]
-    rows = [_constant_row(splits, len(head))]
-    for name, some in runs.items():
-        row = [name, _mean(run.scores["test"]["accuracy"] for run in some)]
-        if "cross" in splits:
-            row.append(_mean(run.scores["cross"]["accuracy"] for run in some))
-        for key in ("foreground_accuracy", "mismatched_recall", "background_recall"):
-            row.append(_mean(run.scores["test"][key] for run in some))
-        seconds = statistics.median(run.seconds_per_epoch for run in some)
-        rows.append([*row, f"{some[0].trainable:,d}", _bytes(some[0].saved_bytes), f"{seconds:.2f}"])
+LEADS = ((METTLE, POOLED), (MOLT, POOLED), (MOLT, METTLE), (METTLE, MUTED))
+
+
+def scores(exercises: Sequence[Exercise], runs: Runs) -> str:
+    """One table of all methods and exercises on the test splits: means over seeds, with standard deviations."""
+    head, below = ["method"], [""]
+    for exercise in exercises:
+        for heading in exercise.columns:
+            head.append(exercise.name)
+            below.append(heading)
+    head = [f"{name}: {heading}" if heading else name for name, heading in zip(head, below, strict=True)]
+    rows = [["nothing learned"]]
+    for exercise in exercises:
+        rows[0] += [f"{100 * exercise.chance[1][key].item():.1f}" for key in exercise.columns.values()]
+    methods = dict.fromkeys(name for exercise in exercises for name in exercise.methods)
+    for method in methods:
+        row = [method]
+        for exercise in exercises:
+            some = runs[exercise.name].get(method)
+            row += [_mean(run.scores["test"][key] for run in some) if some else "" for key in exercise.columns.values()]
+        rows.append(row)
+    return _table(head, rows)
+
+
+def leads(exercises: Sequence[Exercise], runs: Runs) -> str:
+    """Who leads whom: the mean over test clips of the difference, and its standard error over clips.
+
+    Each clip's score is the mean over seeds first, so that the same clips are compared, pair by pair.
+    """
+    head = ["exercise", "score of a clip", *(f"{one} over {other}" for one, other in LEADS)]
+    rows = []
+    for exercise in exercises:
+        of = {name: torch.stack([run.of_clips for run in some]).mean(0) for name, some in runs[exercise.name].items()}
+        row = [exercise.name, next(iter(runs[exercise.name].values()))[0].model.task.monitor]
+        for one, other in LEADS:
+            if one not in of or other not in of:
+                row.append("")
+                continue
+            differences = (of[one] - of[other])[~(of[one] - of[other]).isnan()]
+            error = differences.std() / len(differences) ** 0.5
+            row.append(f"{differences.mean():+.1f} ± {error:.1f}")
+        rows.append(row)
+    return _table(head, rows)
+
+
+def costs(exercises: Sequence[Exercise], runs: Runs) -> str:
+    """Trainable parameters, bytes saved for backward and seconds an epoch."""
+    head = ["exercise", "method", "trainable", "saved for backward", "s / epoch", "epochs"]
+    rows = []
+    for exercise in exercises:
+        for method, some in runs[exercise.name].items():
+            seconds = statistics.median(run.seconds_per_epoch for run in some)
+            saved = f"{some[0].saved_bytes / 1e6:.2f} MB/clip"
+            epochs = str(len(some[0].losses))
+            rows.append([exercise.name, method, f"{some[0].trainable:,d}", saved, f"{seconds:.2f}", epochs])
+    return _table(head, rows)
+
+
+def everything(exercises: Sequence[Exercise], runs: Runs) -> dict[str, dict[str, dict[str, dict[str, list[float]]]]]:
+    """All scores of all runs in percent: by exercise, method, split and score, one number a seed."""
+    return {
+        exercise.name: {
+            method: {
+                split: {key: [run.scores[split][key] for run in some] for key in found}
+                for split, found in some[0].scores.items()
+            }
+            for method, some in runs[exercise.name].items()
+        }
+        for exercise in exercises
+    }
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = [head, ["-" * width for width in widths], *rows]
     return "\n".join(
@@ -31,21 +93,7 @@ def table(runs: Mapping[str, Sequence[Run]], splits: Mapping[str, Split]) -> str
     )
 
 
-def _constant_row(splits: Mapping[str, Split], columns: int) -> list[str]:
-    """What saying "background" every time would score: the line to be above."""
-    row = ["always background"]
-    for key in ("test", "cross"):
-        if key in splits:
-            background = splits[key].labels == splits[key].clips.material.num_classes
-            row.append(f"{100 * background.float().mean():.1f}")
-    return row + ["0.0", "100.0", "100.0"] + ["-"] * (columns - len(row) - 3)
-
-
 def _mean(values: Iterable[float]) -> str:
     values = list(values)
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{spread}"
-
-
-def _bytes(number: float) -> str:
-    return f"{number / 1e6:.2f} MB/clip"

@@ -4,116 +4,142 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from examples.stamps.material import SAMPLE_RATE
-from examples.stamps.scenes import SEGMENTS, Clip, Clips, mismatched
 from fastav import FrozenBackbone, TapStore
 from fastav.data import whisper_front_end
 
-SECONDS = SEGMENTS  # one segment a second
 BATCH = 8  # clips; more is no faster on two cores
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Inputs(NamedTuple):
-    """What the backbones take for B clips."""
+    """What the backbones take for B clips of T seconds, a segment each."""
 
-    frames: Tensor  # (B, 10, 3, H, W) float32, normalised
-    log_mel: Tensor  # (B, 80, 1000) float32
+    frames: Tensor  # (B, T, 3, H, W) float32, normalised
+    log_mel: Tensor  # (B, 80, 100 T) float32
 
 
 class Taps(NamedTuple):
-    """What ``MettleAdapter.forward_taps`` takes for B clips."""
+    """What an adapter's ``forward_taps`` takes for B clips."""
 
-    visual: list[Tensor]  # each (B * 10, N, D)
-    audio: list[Tensor]  # each (B, 500, D): a clip's tokens in order of time
+    visual: list[Tensor]  # each (B * T, N, D)
+    audio: list[Tensor]  # each (B, 50 * T, D): a clip's tokens in order of time
 
 
-def prepare(clips: Clip) -> Inputs:
-    """Make backbone inputs of a batch of clips, as a DataLoader stacks them."""
+def prepare(clips: Sequence[Any]) -> Inputs:
+    """Make backbone inputs of some clips, which have ``frames`` (T, 3, H, W) uint8 and ``sound`` (16000 T,)."""
+    frames, sound = (torch.stack([_part(clip, name) for clip in clips]) for name in ("frames", "sound"))
     mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-    frames = (clips.frames / 255 - mean) / std
-    return Inputs(frames, whisper_front_end(SECONDS)(clips.sound, SAMPLE_RATE))
+    return Inputs((frames / 255 - mean) / std, whisper_front_end(frames.shape[1])(sound, SAMPLE_RATE))
+
+
+def _part(clip: Any, name: str) -> Tensor:
+    return clip[name] if isinstance(clip, dict) else getattr(clip, name)
 
 
 class Split:
-    """One split's clips as taps and labels.
+    """One split's clips as taps.
 
     Attributes:
         clips: the clips themselves, rendered when asked for.
-        labels: (num_clips, 10) int64, num_classes for background.
-        mismatched: (num_clips, 10) bool, seconds in which one class is seen and another heard.
-        pooled: (num_taps, num_clips, 10, D) float32, the mean over a second's tokens of each tap's normalised rows:
-            all that the baselines read. Visual taps first.
-        num_visual: how many of the taps are visual.
+        segments: T, seconds of a clip.
+        visual: the visual backbone, with every tap that any method reads.
+        audio: the audio backbone.
     """
 
-    def __init__(self, clips: Clips, visual: FrozenBackbone, audio: FrozenBackbone, folder: Path) -> None:
-        self.clips, self.labels, self.mismatched = clips, clips.labels, mismatched(clips)
-        self._visual, self._audio = _stores(clips, visual, audio, folder)
-        self.num_visual = len(visual.widths)
-        rows = [self.taps(index) for index in tqdm(torch.arange(len(clips)).split(50), "pooling taps", leave=False)]
-        self.pooled = torch.cat([_pool(taps) for taps in rows], 1)
+    def __init__(
+        self, clips: Dataset, plan: Tensor, visual: FrozenBackbone, audio: FrozenBackbone, folder: Path
+    ) -> None:
+        """Open the stores of the split's taps, or write them.
+
+        Args:
+            clips: a data set of one split.
+            plan: what tells these clips from others of the same name, with one row a clip.
+            visual: the visual backbone.
+            audio: the audio backbone.
+            folder: where the stores of this split are; others are removed from it.
+        """
+        self.clips, self.visual, self.audio = clips, visual, audio
+        self.segments = len(_part(clips[0], "frames"))
+        self._length = len(plan)
+        self._visual, self._audio = self._stores(plan, folder)
+        self._pooled: dict[tuple[str, ...], Tensor] = {}
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return self._length
 
-    def taps(self, index: Tensor) -> Taps:
-        """Read the taps of the clips at ``index`` (B,)."""
-        segments = (index[:, None] * SEGMENTS + torch.arange(SEGMENTS)).flatten()
-        return Taps(self._visual[segments], self._audio[index])
+    def taps(self, index: Tensor, visual: FrozenBackbone, audio: FrozenBackbone) -> Taps:
+        """Read the taps that two backbones have, which are among the split's, of the clips at ``index`` (B,)."""
+        segments = (index[:, None] * self.segments + torch.arange(self.segments)).flatten()
+        return Taps(
+            self._visual.select(visual.tap_names)[segments],
+            self._audio.select(audio.tap_names)[index],
+        )
 
+    def pooled(self, visual: FrozenBackbone, audio: FrozenBackbone) -> Tensor:
+        """Every second's mean over the tokens of each tap's normalised rows, visual taps first.
 
-def _pool(taps: Taps) -> Tensor:
-    """(num_taps, B, 10, D)."""
-    spans = [tap.unflatten(0, (-1, SEGMENTS)) for tap in taps.visual]
-    spans += [tap.unflatten(1, (SEGMENTS, -1)) for tap in taps.audio]
-    return torch.stack([F.layer_norm(tap.float(), tap.shape[-1:]).mean(2) for tap in spans])
+        Returns:
+            (num_taps, num_clips, T, D) float32: all that the baselines read of a clip.
+        """
+        key = visual.tap_names + audio.tap_names
+        if key not in self._pooled:
+            parts = tqdm(torch.arange(len(self)).split(50), "pooling taps", leave=False)
+            rows = [_pool(self.taps(index, visual, audio), self.segments) for index in parts]
+            self._pooled[key] = torch.cat(rows, 1)
+        return self._pooled[key]
 
-
-def _stores(clips: Clips, visual: FrozenBackbone, audio: FrozenBackbone, folder: Path) -> tuple[TapStore, TapStore]:
-    """Open the split's two stores, or write them."""
-    metadata = _metadata(clips, visual, audio)
-    place = folder / f"{clips.split}-{hashlib.sha256(repr(metadata).encode()).hexdigest()[:12]}"
-    paths = place / "visual", place / "audio"
-    try:
+    def _stores(self, plan: Tensor, folder: Path) -> tuple[TapStore, TapStore]:
+        metadata = self._metadata(plan)
+        place = folder / hashlib.sha256(repr(metadata).encode()).hexdigest()[:12]
+        paths, backbones = (place / "visual", place / "audio"), (self.visual, self.audio)
+        try:
+            return TapStore.open(paths[0], metadata), TapStore.open(paths[1], metadata)
+        except (FileNotFoundError, ValueError):  # not there, or broken off
+            shutil.rmtree(folder, ignore_errors=True)  # each split's taps are gigabytes
+        stores: tuple[TapStore, TapStore] | None = None
+        loader = DataLoader(self.clips, BATCH, collate_fn=prepare)
+        with tqdm(total=len(self), desc=f"frozen backbones, {folder.name}", unit="clip") as bar:
+            for start, inputs in zip(range(0, len(self), BATCH), loader, strict=True):
+                taps = self.visual(inputs.frames.flatten(0, 1)), self.audio(inputs.log_mel)
+                if stores is None:
+                    rows = len(self) * self.segments, len(self)
+                    v, a = (
+                        TapStore.create(
+                            path, length, [tap.shape[1:] for tap in some], names=one.tap_names, metadata=metadata
+                        )
+                        for path, length, some, one in zip(paths, rows, taps, backbones, strict=True)
+                    )
+                    stores = v, a
+                stores[0].write(start * self.segments, taps[0])
+                stores[1].write(start, taps[1])
+                bar.update(len(inputs.frames))
         return TapStore.open(paths[0], metadata), TapStore.open(paths[1], metadata)
-    except (FileNotFoundError, ValueError):  # not there, or broken off
-        for stale in folder.glob(f"{clips.split}-*"):  # each split's taps are gigabytes
-            shutil.rmtree(stale)
-    stores: tuple[TapStore, TapStore] | None = None
-    loader = DataLoader(clips, BATCH)
-    with tqdm(total=len(clips), desc=f"frozen backbones, {clips.split}", unit="clip") as bar:
-        for start, batch in zip(range(0, len(clips), BATCH), loader, strict=True):
-            inputs = prepare(batch)
-            taps = visual(inputs.frames.flatten(0, 1)), audio(inputs.log_mel)
-            if stores is None:
-                rows = len(clips) * SEGMENTS, len(clips)
-                v, a = (
-                    TapStore.create(path, length, [tap.shape[1:] for tap in some], metadata=metadata)
-                    for path, length, some in zip(paths, rows, taps, strict=True)
-                )
-                stores = v, a
-            stores[0].write(start * SEGMENTS, taps[0])
-            stores[1].write(start, taps[1])
-            bar.update(len(inputs.frames))
-    return TapStore.open(paths[0], metadata), TapStore.open(paths[1], metadata)
+
+    def _metadata(self, plan: Tensor) -> dict[str, Any]:
+        """What the taps depend on: the backbones' inputs and weights, by content, and the tapped blocks."""
+        content = hashlib.sha256(plan.numpy().tobytes())
+        for values in prepare([self.clips[0], self.clips[len(plan) - 1]]):
+            content.update(values.numpy().tobytes())
+        for backbone in (self.visual, self.audio):
+            for parameter in backbone.module.parameters():
+                content.update(parameter.detach().flatten()[:256].numpy().tobytes())
+        taps = {"visual": list(self.visual.tap_names), "audio": list(self.audio.tap_names)}
+        return {"content": content.hexdigest(), **taps}
 
 
-def _metadata(clips: Clips, visual: FrozenBackbone, audio: FrozenBackbone) -> dict[str, Any]:
-    """What the taps depend on: the backbones' inputs and weights, by content, and the tapped blocks."""
-    content = hashlib.sha256(clips.labels.numpy().tobytes())
-    for values in prepare(default_collate([clips[0], clips[-1]])):
-        content.update(values.numpy().tobytes())
-    for backbone in (visual, audio):
-        for parameter in backbone.module.parameters():
-            content.update(parameter.detach().flatten()[:256].numpy().tobytes())
-    return {"content": content.hexdigest(), "visual": list(visual.tap_names), "audio": list(audio.tap_names)}
+def _pool(taps: Taps, segments: int) -> Tensor:
+    """(num_taps, B, T, D)."""
+    spans = [tap.unflatten(0, (-1, segments)) for tap in taps.visual]
+    spans += [tap.unflatten(1, (segments, -1)) for tap in taps.audio]
+    return torch.stack([F.layer_norm(tap.float(), tap.shape[-1:]).mean(2) for tap in spans])

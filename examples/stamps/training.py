@@ -1,4 +1,4 @@
-"""One plain training loop for all methods, and their scores."""
+"""One plain training loop for all methods and tasks, and their scores."""
 
 from __future__ import annotations
 
@@ -13,13 +13,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from examples.stamps.methods import Mettle
-from examples.stamps.taps import Split
+from examples.stamps.examples import Examples
+from examples.stamps.methods import Model
 from fastav import backends, set_backend
-from fastav.metrics import LocalizationScores
-from fastav.tasks import decode_localization, localization_loss
 
-BATCH = 16  # clips
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.05
 WARM_UP = 0.05  # of all steps
@@ -35,16 +32,18 @@ class Run:
         seconds_per_epoch: median over the epochs, validation not counted.
         saved_bytes: bytes that one training step saves for backward, per clip.
         losses: training loss of each epoch.
-        accuracies: validation accuracy of each epoch.
-        scores: by split, the scores of ``fastav.metrics.LocalizationScores``, in percent.
+        monitored: validation score of each epoch, the one that chooses among them, in percent.
+        scores: by split, all scores of the task's metric, in percent.
+        of_clips: each test clip's own score, the one that chooses the epoch, in percent; NaN where it has none.
     """
 
-    model: nn.Module
+    model: Model
     seconds_per_epoch: float = 0.0
     saved_bytes: float = 0.0
     losses: list[float] = field(default_factory=list)
-    accuracies: list[float] = field(default_factory=list)
+    monitored: list[float] = field(default_factory=list)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    of_clips: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @property
     def trainable(self) -> int:
@@ -52,58 +51,110 @@ class Run:
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
 
-def train(name: str, make: Callable[[], nn.Module], splits: dict[str, Split], *, epochs: int, seed: int) -> Run:
-    """Train one method on "train", choose its epoch on "validation", score it on every split."""
+def train(
+    name: str,
+    make: Callable[[], Model],
+    examples: dict[str, Examples],
+    *,
+    epochs: int,
+    batch: int,
+    seed: int,
+) -> Run:
+    """Train one method on "train", choose its epoch on "validation", score it on every other split.
+
+    Args:
+        name: for the progress bar.
+        make: makes a new model.
+        examples: by split.
+        epochs: through all training clips.
+        batch: clips in a step, with all their examples.
+        seed: of the weights, the order and dropout.
+    """
     torch.manual_seed(seed)
-    model, split = make(), splits["train"]
+    model, of_train = make(), examples["train"]
     optimizer = torch.optim.AdamW(_parameter_groups(model), LEARNING_RATE)
-    steps = epochs * math.ceil(len(split) / BATCH)
+    steps = epochs * math.ceil(len(of_train.split) / batch)
     warm_up = max(1, round(WARM_UP * steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * step / steps))
     )
-    run = Run(model, saved_bytes=_saved_bytes(model, split))
+    run = Run(model, saved_bytes=_saved_bytes(model, of_train, batch))
     best, durations = {}, []
     with tqdm(total=steps, desc=f"{name}, seed {seed}", unit="step") as bar:
         for _ in range(epochs):
             model.train()
             start, total = time.perf_counter(), 0.0
-            for index in torch.randperm(len(split)).split(BATCH):
-                total += _step(model, split, index, optimizer) * len(index)
+            for clips in torch.randperm(len(of_train.split)).split(batch):
+                total += _step(model, of_train, _of(of_train, clips), optimizer) * len(clips)
                 schedule.step()
                 bar.update()
             durations.append(time.perf_counter() - start)
-            run.losses.append(total / len(split))
-            run.accuracies.append(score(model, splits["validation"])["accuracy"])
-            bar.set_postfix(loss=f"{run.losses[-1]:.3f}", validation=f"{run.accuracies[-1]:.1f}")
-            if run.accuracies[-1] >= max(run.accuracies):
+            run.losses.append(total / len(of_train.split))
+            run.monitored.append(score(model, examples["validation"])[model.task.monitor])
+            bar.set_postfix(loss=f"{run.losses[-1]:.3f}", validation=f"{run.monitored[-1]:.1f}")
+            if run.monitored[-1] >= max(run.monitored):
                 best = {key: value.clone() for key, value in model.state_dict().items()}
     model.load_state_dict(best)
     model.eval()
     run.seconds_per_epoch = sorted(durations)[len(durations) // 2]
-    run.scores = {key: score(model, part) for key, part in splits.items() if key != "train"}
+    run.scores = {key: score(model, part) for key, part in examples.items() if key != "train"}
+    run.of_clips = score_clips(model, examples["test"])
     return run
 
 
-def step_times(model: nn.Module, split: Split, rounds: int = 15) -> dict[str, list[float]]:
+@torch.no_grad()
+def score(model: Model, examples: Examples, batch: int = 16) -> dict[str, float]:
+    """All scores of the task's metric, in percent."""
+    model.eval()
+    metric = model.task.metric()
+    for clips in torch.arange(len(examples.split)).split(batch):
+        index = _of(examples, clips)
+        said, _ = model(examples, index)
+        model.task.update(metric, said, examples.batch(index))
+    return {name: 100 * value.item() for name, value in metric.compute().items()}
+
+
+@torch.no_grad()
+def score_clips(model: Model, examples: Examples) -> Tensor:
+    """Each clip's own score, the one that chooses the epoch, (num_clips,) in percent."""
+    model.eval()
+    found = []
+    for index in examples.of_clips:
+        metric = model.task.metric()
+        if len(index):
+            said, _ = model(examples, index)
+            model.task.update(metric, said, examples.batch(index))
+        found.append(100 * metric.compute()[model.task.monitor] if len(index) else torch.tensor(torch.nan))
+    return torch.stack(found)
+
+
+@torch.no_grad()
+def predict(model: Model, examples: Examples, batch: int = 16) -> dict[str, Tensor]:
+    """What the task decodes, for all examples."""
+    model.eval()
+    parts = [model.task.decode(model(examples, index)[0]) for index in torch.arange(len(examples)).split(batch)]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def step_times(model: Model, examples: Examples, batch: int, rounds: int = 15) -> dict[str, list[float]]:
     """Seconds of training steps of a copy of ``model``, by the backend of the ops: those usable here, taking turns."""
     model = copy.deepcopy(model).train()
     optimizer = torch.optim.AdamW(_parameter_groups(model), LEARNING_RATE)
     names = [name for name in ("native", "reference") if backends()[name].usable]
     times: dict[str, list[float]] = {name: [] for name in names}
     for i in tqdm(range(1 + rounds), "timing steps", leave=False):
-        index = (torch.arange(BATCH) + i * BATCH) % len(split)
+        index = _of(examples, (torch.arange(batch) + i * batch) % len(examples.split))
         for name in names:
             set_backend(name)
             start = time.perf_counter()
-            _step(model, split, index, optimizer)
+            _step(model, examples, index, optimizer)
             if i:  # the first round warms up
                 times[name].append(time.perf_counter() - start)
     set_backend("auto")
     return times
 
 
-def faster(times: dict[str, list[float]]) -> str:
+def faster(times: dict[str, list[float]], batch: int) -> str:
     """What :func:`step_times` found, in words."""
     medians = [f"{statistics.median(some) * 1e3:.0f} ms on {name}" for name, some in times.items()]
     if "native" not in times:
@@ -111,38 +162,29 @@ def faster(times: dict[str, list[float]]) -> str:
     ratio = statistics.median(b / a for a, b in zip(times["native"], times["reference"], strict=True))
     return (
         f"A training step of Mettle takes {' and '.join(medians)}, {ratio:.1f} times as long: medians of "
-        f"{len(times['native'])} rounds of {BATCH} clips, reading the taps, head and optimizer included."
+        f"{len(times['native'])} rounds of {batch} clips, reading the taps, head and optimizer included."
     )
 
 
-@torch.no_grad()
-def predict(model: nn.Module, split: Split) -> Tensor:
-    """Labels (num_clips, 10) of every second."""
-    model.eval()
-    batches = tqdm(torch.arange(len(split)).split(BATCH), "scoring", delay=1.0, leave=False)
-    return torch.cat([decode_localization(model(split, index)) for index in batches])
+def _of(examples: Examples, clips: Tensor) -> Tensor:
+    """The numbers of all examples of some clips."""
+    return torch.cat([examples.of_clips[clip] for clip in clips.tolist()])
 
 
-def score(model: nn.Module, split: Split) -> dict[str, float]:
-    """Scores in percent."""
-    scores = LocalizationScores(split.clips.material.num_classes)
-    scores.update(predict(model, split), split.labels, split.mismatched)
-    return {name: 100 * value.item() for name, value in scores.compute().items()}
-
-
-def _step(model: nn.Module, split: Split, index: Tensor, optimizer: torch.optim.Optimizer) -> float:
-    """One training step on the clips at ``index``; the loss before it."""
-    loss = localization_loss(model(split, index), split.labels[index])
+def _step(model: Model, examples: Examples, index: Tensor, optimizer: torch.optim.Optimizer) -> float:
+    """One training step on the examples at ``index``; the loss before it, without the auxiliary one."""
+    said, aux_loss = model(examples, index)
+    loss = model.task.loss(said, examples.batch(index))
     optimizer.zero_grad()
-    loss.backward()
+    (loss + aux_loss).backward()
     nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], CLIP_NORM)
     optimizer.step()
     return loss.item()
 
 
-def _parameter_groups(model: nn.Module) -> list[dict]:
+def _parameter_groups(model: Model) -> list[dict]:
     """Matrices decay; queries, norms and biases do not."""
-    spared = model.no_weight_decay() if isinstance(model, Mettle) else set()
+    spared = model.no_weight_decay()
     groups: list[dict] = [{"params": [], "weight_decay": WEIGHT_DECAY}, {"params": [], "weight_decay": 0.0}]
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -150,7 +192,7 @@ def _parameter_groups(model: nn.Module) -> list[dict]:
     return groups
 
 
-def _saved_bytes(model: nn.Module, split: Split) -> float:
+def _saved_bytes(model: Model, examples: Examples, batch: int) -> float:
     """Count what autograd keeps for one step's backward, every storage once, parameters not counted."""
     model = copy.deepcopy(model)  # which measures its taps in its first steps; those are to be the training's
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -162,9 +204,11 @@ def _saved_bytes(model: nn.Module, split: Split) -> float:
             sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    index = torch.arange(min(BATCH, len(split)))
+    clips = torch.arange(min(batch, len(examples.split)))
+    index = _of(examples, clips)
     model.train()
     with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = localization_loss(model(split, index), split.labels[index])
+        said, _ = model(examples, index)
+        loss = model.task.loss(said, examples.batch(index))
     del loss
-    return sum(sizes.values()) / len(index)
+    return sum(sizes.values()) / len(clips)

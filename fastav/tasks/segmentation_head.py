@@ -119,7 +119,7 @@ class _Guide(nn.Module):
         self.similar = nn.Linear(2 * num_tokens * heads, hidden)
 
     def forward(self, features: Tensor, sounds: Tensor) -> Tensor:
-        features = self.norm(features)
+        features = self.norm(features.to(self.norm.weight.dtype))  # those of a 16-bit backbone are 16-bit
         query = self._by_head(self.query(features).flatten(1, 2))  # (B T, heads, h w, matching / heads)
         keys = self._by_head(torch.cat([key(tokens) for key, tokens in zip(self.keys, sounds, strict=True)], 1))
         cosines = (query @ keys.mT).transpose(1, 2).flatten(2)  # (B T, h w, heads 2 K)

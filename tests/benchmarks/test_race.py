@@ -167,18 +167,17 @@ def test_the_step_of_the_demo_is_the_demos():
     pytest.importorskip("timm")
     pytest.importorskip("onnx")
     pytest.importorskip("tqdm")
-    from examples.stamps.__main__ import IMAGE_SIZE, VISUAL_TAPS
+    from examples.stamps.exercises import BATCH, METTLE_TAPS
     from examples.stamps.scenes import SEGMENTS
-    from examples.stamps.taps import SECONDS
-    from examples.stamps.training import BATCH
+    from examples.stamps.splits import CLIP_SIZE
     from examples.stamps.weights import random_vit, random_whisper_encoder
     from fastav import FrozenBackbone
     from fastav.backbones import TapStore
 
-    visual = FrozenBackbone(random_vit(IMAGE_SIZE), list(VISUAL_TAPS))
-    audio = FrozenBackbone(random_whisper_encoder(SECONDS))
-    taps = visual(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE))
-    taps += [tap.unflatten(1, (SEGMENTS, -1))[:, 0] for tap in audio(torch.zeros(1, 80, 100 * SECONDS))]
+    visual = FrozenBackbone(random_vit(CLIP_SIZE), METTLE_TAPS)
+    audio = FrozenBackbone(random_whisper_encoder(SEGMENTS))
+    taps = visual(torch.zeros(1, 3, CLIP_SIZE, CLIP_SIZE))
+    taps += [tap.unflatten(1, (SEGMENTS, -1))[:, 0] for tap in audio(torch.zeros(1, 80, 100 * SEGMENTS))]
     assert tuple(tuple(tap.shape[1:]) for tap in taps) == cases.STAMPS
     side, config = cases.STAMPS_SIDE, MettleConfig()
     assert len(visual.widths) == len(side.visual)
