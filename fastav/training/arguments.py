@@ -106,7 +106,7 @@ def run_parser(arguments: Sequence[str], command: str, description: str, *sectio
         parser.add_class_arguments(SECTIONS[name], name)
     if arguments and not arguments[0].startswith("-"):
         config = RunFolder(arguments[0]).read_config()
-        parser.set_defaults({name: config[name] for name in sections})
+        parser.set_defaults({name: config.get(name, {}) for name in sections})
     return parser
 
 

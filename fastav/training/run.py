@@ -140,8 +140,11 @@ def load_run(path: str | Path, data: DataConfig | None = None) -> Loaded:
     """
     folder = RunFolder(path)
     entries = folder.read_config()
-    sections = {name: section(**entries.pop(name)) for name, section in SECTIONS.items()}
-    config = TrainConfig(**entries, **(sections if data is None else {**sections, "data": data}))
+    try:
+        sections = {name: section(**entries.pop(name)) for name, section in SECTIONS.items()}
+        config = TrainConfig(**entries, **(sections if data is None else {**sections, "data": data}))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder.config} is not what this version of fastav writes: {error}") from error
     record = folder.read_record()
     pair = build_pair(config)
     adapter = folder.load_adapter(config.method, visual=pair.visual, audio=pair.audio)

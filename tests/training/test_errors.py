@@ -78,6 +78,11 @@ def test_folders_that_are_no_runs(tmp_path, capsys):
         assert f"{tmp_path} is no run's folder" in refused(capsys, command, str(tmp_path))
 
 
+def test_a_runs_configuration_of_another_version(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("task: localization\ndata: {root: x}\n")
+    assert "config.yaml is not what this version of fastav writes" in refused(capsys, "evaluate", str(tmp_path))
+
+
 def test_commands_that_are_none(capsys):
     assert main(["tran"]) == 2
     assert "there is no command 'tran'" in capsys.readouterr().err
