@@ -23,8 +23,6 @@ from examples.stamps.splits import Studio
 from examples.stamps.taps import prepare
 from examples.stamps.training import Run, faster, predict, step_times, train
 
-BASELINE_EPOCHS = 4  # times the adapters': they settle more slowly, an epoch costs little, and validation chooses
-
 
 @dataclass(frozen=True)
 class Size:
@@ -32,18 +30,20 @@ class Size:
 
     Attributes:
         clips: ten-second clips of each split.
-        scenes: five-second scenes of each split, twice: single-source and multi-source.
+        scenes: five-second scenes of each split, of each kind.
         seeds: runs of each method.
+        variants: also weakly supervised localisation and multi-source segmentation, beside one exercise a task.
     """
 
     clips: dict[str, int]
     scenes: dict[str, int]
     seeds: int
+    variants: bool
 
 
-SUBSET = Size({"train": 240, "validation": 60, "test": 100}, {"train": 120, "validation": 40, "test": 60}, 1)
+SUBSET = Size({"train": 200, "validation": 50, "test": 80}, {"train": 120, "validation": 40, "test": 60}, 1, False)
 ALL = Size(
-    {"train": 600, "validation": 100, "test": 150, "cross": 100}, {"train": 300, "validation": 60, "test": 100}, 3
+    {"train": 600, "validation": 100, "test": 150, "cross": 100}, {"train": 200, "validation": 60, "test": 80}, 3, True
 )
 
 
@@ -98,7 +98,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--all",
         action="store_true",
-        help=f"all clips and {ALL.seeds} runs of each method, instead of a subset that takes minutes",
+        help=f"all clips and exercises and {ALL.seeds} runs of each method, instead of a subset that takes minutes",
     )
     parser.add_argument("--out", default="out", help="folder for the tables, the pictures and a saved adapter")
     return parser.parse_args()
@@ -108,17 +108,20 @@ def _exercises(studio: Studio, size: Size, text: Path | None) -> dict[str, Exerc
     clips = studio.clips(size.clips)
     made = [
         exercises.localization(clips, weak=False),
-        exercises.localization(clips, weak=True),
         exercises.parsing(clips),
         exercises.questions(clips, text),
         exercises.segmentation("segmentation, single", studio.scenes("single", size.scenes)),
-        exercises.segmentation("segmentation, multiple", studio.scenes("multiple", size.scenes)),
     ]
+    if size.variants:
+        made += [
+            exercises.localization(clips, weak=True),
+            exercises.segmentation("segmentation, multiple", studio.scenes("multiple", size.scenes)),
+        ]
     return {exercise.name: exercise for exercise in made}
 
 
 def _train(exercise: Exercise, method: str, seed: int) -> Run:
-    epochs = exercise.epochs * (BASELINE_EPOCHS if method in BASELINES else 1)
+    epochs = exercise.settling if method in BASELINES else exercise.epochs
     name = f"{exercise.name}: {method}"
     make = exercise.methods[method]
     return train(name, make, exercise.examples, epochs=epochs, batch=exercise.batch, seed=seed)

@@ -45,7 +45,8 @@ class Exercise:
         methods: by name, how to make a new model.
         columns: headings of the table and the score under each, a key of the task's metric.
         chance: what knows nothing of the clips, and its scores on the test split.
-        epochs: of the adapters; the baselines get more, as they settle more slowly and cost next to nothing.
+        epochs: of the adapters.
+        settling: epochs of the linear probe and the mean-pooled baseline, which settle more slowly; validation chooses.
         batch: clips in a training step.
     """
 
@@ -55,6 +56,7 @@ class Exercise:
     columns: dict[str, str]
     chance: tuple[str, Mapping[str, Tensor]]
     epochs: int
+    settling: int
     batch: int = BATCH
 
 
@@ -80,6 +82,7 @@ def localization(splits: dict[str, Split], *, weak: bool) -> Exercise:
         {"accuracy": "accuracy"} if weak else {"accuracy": "accuracy", "mismatched recall": "mismatched_recall"},
         ("always background", metric.compute()),
         epochs=12,
+        settling=48,
     )
 
 
@@ -104,7 +107,8 @@ def parsing(splits: dict[str, Split]) -> Exercise:
         _methods(splits["train"], task, lambda width: ParsingProbe(width, classes)),
         {"Type@AV": "segment/type", "Event@AV": "segment/event"},
         ("the clip's true labels, everywhere", metric.compute()),
-        epochs=16,
+        epochs=32,
+        settling=64,
     )
 
 
@@ -140,7 +144,8 @@ def questions(splits: dict[str, Split], text_model: Path | None) -> Exercise:
         ),
         {"accuracy": "accuracy"},
         ("each template's commonest answer", metric.compute()),
-        epochs=16,
+        epochs=10,
+        settling=10,
     )
 
 
@@ -156,7 +161,7 @@ def segmentation(name: str, splits: dict[str, Split]) -> Exercise:
     widths, size = backbones.visual.widths, _scenes(train).image_size
 
     def task(tokens: int, width: int) -> Task:
-        return SegmentationTask(widths, num_tokens=tokens, width=width, size=size)
+        return SegmentationTask(widths, num_tokens=tokens, width=width, size=size, hidden=32)
 
     def probe() -> Model:
         return Model(LastLayers(train, backbones, dense=True), _with_head(task(1, 1), SegmentationProbe(widths[-1])))
@@ -187,7 +192,8 @@ def segmentation(name: str, splits: dict[str, Split]) -> Exercise:
         },
         {"mIoU": "miou", "F": "f_score"},
         ("every thing in sight", metric.compute()),
-        epochs=12,
+        epochs=8,
+        settling=8,
         batch=BATCH // 2,
     )
 

@@ -16,7 +16,7 @@ from examples.stamps.material import load_material
 from examples.stamps.scenes import compose
 from fastav import FrozenBackbone
 
-TOY = demo.Size({"train": 4, "validation": 2, "test": 6, "cross": 2}, {"train": 4, "validation": 2, "test": 6}, 1)
+TOY = demo.Size({"train": 4, "validation": 2, "test": 6, "cross": 2}, {"train": 4, "validation": 2, "test": 6}, 1, True)
 METHODS = (exercises.PROBE, exercises.POOLED, exercises.METTLE, exercises.MOLT)
 
 
@@ -38,11 +38,10 @@ def test_runs_without_any_package(studio, monkeypatch, tmp_path, capsys):
     problem = AssetUnavailable(STAMPS, tmp_path, ["a tool: no route"])
     monkeypatch.setattr(demo, "fetch_all", lambda packages: ({}, [problem]))
     monkeypatch.setattr(demo, "SUBSET", TOY)
-    monkeypatch.setattr(demo, "BASELINE_EPOCHS", 1)
     made = demo._exercises
 
     def briefly(*given):
-        return {name: dataclasses.replace(exercise, epochs=1) for name, exercise in made(*given).items()}
+        return {name: dataclasses.replace(exercise, epochs=1, settling=1) for name, exercise in made(*given).items()}
 
     monkeypatch.setattr(demo, "_exercises", briefly)
     monkeypatch.setattr("sys.argv", ["stamps", "--out", str(tmp_path / "out")])
