@@ -47,5 +47,5 @@ def test_links_resolve(page):
 def test_readme_shows_the_demos_own_table():
     shown = re.search(r"<!-- demo output: begin -->(.*)<!-- demo output: end -->", PAGES[0].read_text(), re.DOTALL)
     assert shown
-    for method in ("always background", "linear probe, last layers", "mean-pooled, all layers", "Mettle"):
+    for method in ("nothing learned", "linear probe, last layers", "mean-pooled, all layers", "Mettle", "MoLT"):
         assert re.search(rf"^\| {method} +\| +\d+\.\d", shown[1], re.MULTILINE), method
