@@ -67,11 +67,14 @@ def _learning_curves(exercises: Sequence[Exercise], runs: Runs) -> Figure:
         monitor = next(iter(runs[exercise.name].values()))[0].model.task.monitor
         loss.set(title=exercise.name, ylabel="training loss", yscale="log")
         monitored.set(title=f"{exercise.name}: {monitor} on validation, %")
-        monitored.legend(loc="lower right", fontsize=7)
         for axes in (loss, monitored):
             axes.grid(alpha=0.3)
             axes.set(xlabel="training done, %")
-    figure.tight_layout()
+    known = {
+        line.get_label(): line for axes in grid.flat for line in axes.lines if not line.get_label().startswith("_")
+    }
+    figure.legend(known.values(), known, loc="upper center", ncols=len(known), fontsize=8)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))
     return figure
 
 
@@ -135,7 +138,7 @@ def _clips(
 def _scenes(test: Examples, masks: Mapping[str, Tensor]) -> Figure:
     """The first test scenes, twins next to each other: frames, what sounds, and the methods' masks."""
     rows = {"": None, "what sounds": test.targets["masks"], **masks}
-    figure = Figure(figsize=(12, 2.1 * SHOWN))
+    figure = Figure(figsize=(12, 1.6 * SHOWN))
     grid = figure.subplots(SHOWN, len(rows))
     for index, line in enumerate(grid):
         frames = test.split.clips[index]["frames"][[0, -1]]
