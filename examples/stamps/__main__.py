@@ -46,7 +46,6 @@ ALL = Size(
     {"train": 600, "validation": 100, "test": 150, "cross": 100},
     {"train": 200, "validation": 60, "test": 80},
     3,
-    1,
     True,
 )
 

@@ -70,10 +70,8 @@ def _learning_curves(exercises: Sequence[Exercise], runs: Runs) -> Figure:
         for axes in (loss, monitored):
             axes.grid(alpha=0.3)
             axes.set(xlabel="training done, %")
-    known = {
-        line.get_label(): line for axes in grid.flat for line in axes.lines if not line.get_label().startswith("_")
-    }
-    figure.legend(known.values(), known, loc="upper center", ncols=len(known), fontsize=8)
+    lines = {str(line.get_label()): line for axes in grid.flat for line in axes.lines}
+    figure.legend([lines[method] for method in methods], methods, loc="upper center", ncols=len(methods), fontsize=8)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))
     return figure
 
