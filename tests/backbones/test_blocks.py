@@ -1,10 +1,13 @@
 """Which blocks are found, how taps are chosen, and how outputs are read as tokens."""
 
 import pytest
+import timm
 import torch
+import transformers
 from torch import nn
 
-from fastav.backbones.blocks import as_tokens, find_blocks, select_taps, time_order, token_layout
+from fastav.backbones import FrozenBackbone
+from fastav.backbones.blocks import as_tokens, example_for, find_blocks, select_taps, time_order, token_layout
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +151,27 @@ def test_channels_first_grid(memory):
     assert torch.equal(tokens[:, 4 * 2 + 1], x[:, :, 2, 1])
     assert tokens.stride(-1) == 1
     assert (tokens.data_ptr() == x.data_ptr()) == (memory is torch.channels_last)
+
+
+def _transformers_model(kind, **options):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    return getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**sizes, **options))
+
+
+@pytest.mark.parametrize(
+    ("build", "count", "patches"),
+    [
+        (lambda: timm.models.VisionTransformer(32, 16, embed_dim=16, depth=1, num_heads=2), 1, 4),
+        (lambda: timm.models.VisionTransformer(32, 16, embed_dim=16, depth=1, num_heads=2, reg_tokens=4), 5, 4),
+        (lambda: timm.models.SwinTransformerV2(32, 4, embed_dim=8, depths=(1,), num_heads=(2,), window_size=4), 0, 64),
+        (lambda: _transformers_model("ViT", image_size=32, patch_size=16), 1, 4),
+        (lambda: _transformers_model("Dinov2WithRegisters", image_size=32, patch_size=16, num_register_tokens=3), 4, 4),
+        # Patches of 16 x 16 every 10: 9 in time, 2 in frequency.
+        (lambda: _transformers_model("AST", max_length=100, num_mel_bins=32), 2, 18),
+    ],
+    ids=["timm vit", "timm registers", "timm swin", "vit", "registers", "ast"],
+)
+def test_prefix_tokens_are_what_a_tap_has_beside_its_patches(build, count, patches):
+    backbone = FrozenBackbone(build())
+    assert backbone.prefix_tokens == count
+    assert backbone(example_for(backbone.module))[0].shape[1] == count + patches
