@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastav.data.clips import Clip, MediaTreeDataset
 from fastav.data.errors import DataError
-from fastav.data.layouts import find_file, need_file
+from fastav.data.layouts import find_file, need_file, read_annotations
 from fastav.data.optional import load_optional
 
 #: In the order of their first appearance in the annotations; the label of background is their number, 28.
@@ -73,9 +73,10 @@ def parse_ave(path: str | Path) -> AVEAnnotations:
     There are copies with a header line and copies without; it is known by what it says, so that no row is lost.
 
     Raises:
-        DataError: a row of another form, an unknown class, or times outside of 0 to 10; names file and line.
+        DataError: a row of another form, an unknown class, or times outside of 0 to 10; names file and line. Or the
+            file is no UTF-8.
     """
-    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    lines = read_annotations(path).splitlines()
     has_header = bool(lines) and tuple(word.strip() for word in lines[0].split("&")) == _HEADER
     numbered = [(n, line) for n, line in enumerate(lines, 1) if line.strip() and not (has_header and n == 1)]
     if not numbered:

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from fastav.data.clips import Clip, ClipDataset
 from fastav.data.errors import DataError, MediaError
 from fastav.data.frames import open_picture, stack_pictures
-from fastav.data.layouts import check_media
+from fastav.data.layouts import check_media, read_annotations
 from fastav.data.sound import ARRAY_RATE, array_sound, fit, load_array, read_sound, resample
 from fastav.data.video import read_video
 
@@ -74,20 +75,19 @@ def parse_avsbench(path: str | Path, subset: str) -> list[AVSRow]:
     """
     rows = []
     split_at, category_at = (3, 2) if subset == "s4" else (1, None)
-    with Path(path).open(encoding="utf-8-sig", newline="") as file:
-        for number, fields in enumerate(csv.reader(file), 1):
-            where = f"{path}, line {number}"
-            if len(fields) <= split_at:
-                wanted = "name, start, category, split" if subset == "s4" else "name, split"
-                raise DataError(f"{where} has {len(fields)} columns: {wanted} are wanted, with commas between them")
-            if number == 1 and fields[split_at] not in _SPLITS:
-                continue  # the header
-            row = AVSRow(fields[0], fields[split_at], None if category_at is None else fields[category_at])
-            if row.split not in _SPLITS:
-                raise DataError(f"{where}: {row.split!r} is no split, wanted {', '.join(_SPLITS)}")
-            if row.category is not None and row.category not in AVSBENCH_CLASSES:
-                raise DataError(f"{where}: {row.category!r} is none of the 23 categories of AVSBench S4")
-            rows.append(row)
+    for number, fields in enumerate(csv.reader(StringIO(read_annotations(path))), 1):
+        where = f"{path}, line {number}"
+        if len(fields) <= split_at:
+            wanted = "name, start, category, split" if subset == "s4" else "name, split"
+            raise DataError(f"{where} has {len(fields)} columns: {wanted} are wanted, with commas between them")
+        if number == 1 and fields[split_at] not in _SPLITS:
+            continue  # the header
+        row = AVSRow(fields[0], fields[split_at], None if category_at is None else fields[category_at])
+        if row.split not in _SPLITS:
+            raise DataError(f"{where}: {row.split!r} is no split, wanted {', '.join(_SPLITS)}")
+        if row.category is not None and row.category not in AVSBENCH_CLASSES:
+            raise DataError(f"{where}: {row.category!r} is none of the 23 categories of AVSBench S4")
+        rows.append(row)
     if not rows:
         raise DataError(f"{path} names no clips: get it again from AVSBench")
     if len({(row.split, row.category, row.name) for row in rows}) != len(rows):

@@ -95,6 +95,22 @@ def find_file(root: Path, *names: str) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
+def read_annotations(path: str | Path) -> str:
+    """The text of an annotation file, in UTF-8 with or without a byte order mark.
+
+    Raises:
+        DataError: it is in another encoding, or no text.
+        OSError: it cannot be opened.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is no UTF-8 text (byte {error.start} is {error.object[error.start]:#04x}): save it as UTF-8, or "
+            "get it again from where the data set is published"
+        ) from error
+
+
 def need_file(root: Path, *names: str) -> Path:
     """The same, for a file that must be there.
 

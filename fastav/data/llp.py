@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastav.data.clips import Clip, MediaTreeDataset
 from fastav.data.errors import DataError
-from fastav.data.layouts import name_some, need_file
+from fastav.data.layouts import name_some, need_file, read_annotations
 
 #: In the benchmark's order.
 LLP_CLASSES = (
@@ -211,7 +211,7 @@ def llp_events(root: str | Path) -> dict[str, list[LLPEvent]]:
 
 def _table(path: str | Path, columns: tuple[str, ...]) -> list[tuple[list[str], str]]:
     """The rows of a table with tabs between columns, and where each stands, in words."""
-    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    lines = read_annotations(path).splitlines()
     if not lines or tuple(lines[0].split("\t")) != columns:
         raise DataError(
             f"{path} begins with {lines[0] if lines else ''!r}: the columns {', '.join(columns)} with tabs between "

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastav.data.clips import Clip, MediaTreeDataset
 from fastav.data.errors import DataError
-from fastav.data.layouts import name_some
+from fastav.data.layouts import name_some, read_annotations
 from fastav.data.question_types import QUESTION_TYPES
 
 #: Folders of the questions in the data set's folder, in the order in which they are looked for.
@@ -46,8 +46,9 @@ def parse_music_avqa(path: str | Path) -> list[QuestionRow]:
     Raises:
         DataError: not such a file, an unknown type, or a template that its values do not fill; names the entry.
     """
+    text = read_annotations(path)
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        entries = json.loads(text)
     except ValueError as error:
         raise DataError(f"{path} is no JSON ({error}): get it again from the MUSIC-AVQA repository") from error
     if not isinstance(entries, list) or not entries:
@@ -94,7 +95,7 @@ def read_answers(path: str | Path) -> tuple[str, ...]:
         DataError: missing, empty, or an answer twice.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = read_annotations(path)
     except OSError as error:
         raise DataError(f"the list of answers {path} cannot be read: {error}") from error
     try:

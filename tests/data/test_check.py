@@ -158,6 +158,26 @@ def test_videos_of_many_questions_are_decoded_once(tmp_path, media, monkeypatch)
     assert dict(report.found)["questions of val"] == "avqa-val.json, revision unknown"
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "text"),
+    [
+        ("ave", "Annotations.txt", "Category&VideoID&Quality&StartTime&EndTime\n"),
+        ("llp", "AVVP_train.csv", "filename\tevent_labels\n"),
+        ("avsbench-ms3", "ms3_meta_data.csv", "name,split\n"),
+        ("music-avqa", "avqa-train.json", "[]"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_annotations_that_are_not_utf8_are_named(tmp_path, name, file, text, encoding):
+    (tmp_path / file).write_bytes((text + "\u00e9t\u00e9").encode(encoding))
+    report = check_data(name, tmp_path)
+    assert not report.ok
+    byte = "byte 0 is 0xff" if encoding == "utf-16" else f"byte {len(text)} is 0xe9"
+    assert any(
+        error.startswith(f"{tmp_path / file} is no UTF-8 text ({byte}): save it as UTF-8") for error in report.errors
+    )
+
+
 def test_wrong_names_and_roots(tmp_path):
     with pytest.raises(DataError, match="'kinetics' is no data set: one of ave, llp, avsbench-s4"):
         check_data("kinetics", tmp_path)
