@@ -3,13 +3,14 @@
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from fastav.data.errors import DataError, MediaError, MediaWarning, MissingError
-from fastav.data.frames import read_frames
+from fastav.data.frames import confirm_rates, read_frames
 from fastav.data.layouts import ClipFiles, find_media, name_some
 from fastav.data.sound import fit, read_sound, spread_windows
 from fastav.data.video import media_seconds, read_video
@@ -150,8 +151,9 @@ class MediaTreeDataset(ClipDataset[Row]):
         options: as :class:`ClipDataset` has them.
     """
 
-    #: Frames a second of extracted frames, by the number of digits of their names; others cover the clip evenly.
-    frame_rates: ClassVar[Mapping[int, float]] = {}
+    #: Frames a second of extracted frames, by the number of digits of their names, where the number of pictures in most
+    #: clips agrees; others cover the clip evenly.
+    frame_rates: Mapping[int, float] = MappingProxyType({})
     #: Whether segments are spread over the whole video, instead of following each other from its start.
     spread: ClassVar[bool] = False
 
@@ -161,6 +163,9 @@ class MediaTreeDataset(ClipDataset[Row]):
         self.layout = find_media(self.root, map(self.file_of, rows), media=media)
         self.sources = self.layout.pictures, self.layout.sounds
         self._keep(rows, self.layout.missing)
+        folders = [files.pictures for files in self.layout.files.values() if files.pictures.is_dir()]
+        seconds = self.num_segments * self.seconds_per_segment
+        self.frame_rates = confirm_rates(self.frame_rates, folders, seconds=seconds)
 
     def annotations(self) -> list[Row]:
         """Read the annotations of the split.

@@ -2,7 +2,9 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -40,7 +42,8 @@ def read_frames(
         (T, 3, image_size, image_size) uint8, RGB.
 
     Raises:
-        MediaError: no such folder, no pictures in it, gaps in their numbers, or a picture that does not decode.
+        MediaError: no such folder, no pictures in it, gaps in their numbers, a picture that does not decode, or less
+            than half or more than one and a half of the pictures that the known rate makes of the clip.
         ImportError: Pillow is missing.
     """
     paths = list_frames(folder)
@@ -49,9 +52,47 @@ def read_frames(
     numbers = [int(middle * (count if rate is None else seconds * rate)) for middle in middles]
     if rate is None and count < num_segments:
         _warn(f"{folder} holds {count} pictures for {num_segments} segments: some are repeated")
+    if rate is not None and not 0.5 <= count / (seconds * rate) <= 1.5:
+        raise MediaError(
+            f"{folder} holds {count} pictures where {rate:g} a second make {seconds * rate:g} of {seconds:g} s, as in "
+            'the other clips: extract them again at that rate, or leave the clip out by on_error="skip"'
+        )
     if rate is not None and numbers[-1] >= count:
         _warn(f"{folder} holds {count} pictures, {count / rate:g} of {seconds:g} s: the last stands for the rest")
     return stack_pictures([open_picture(paths[min(number, count - 1)]) for number in numbers], image_size)
+
+
+def confirm_rates(
+    frame_rates: Mapping[int, float], folders: Sequence[Path], *, seconds: float, sample: int = 32
+) -> dict[int, float]:
+    """Those of the rates that the number of pictures in clips' folders speaks for.
+
+    One folder cannot tell a short clip from a lower rate; the median of many can. A rate that it is further from than a
+    tenth is left out with a :class:`MediaWarning`, and so, without, is one of names that no folder has: pictures then cover
+    their clips evenly.
+
+    Args:
+        frame_rates: frames a second by number of digits.
+        folders: of frames; those that cannot be read are passed over.
+        seconds: length of the clips.
+        sample: about so many folders, spread over all, are looked into.
+    """
+    counts: dict[int, list[int]] = {}
+    for folder in folders[:: max(1, len(folders) // sample)] if frame_rates else ():
+        with suppress(MediaError):  # said when the clip is read
+            paths = list_frames(folder)
+            counts.setdefault(len(paths[0].stem), []).append(len(paths))
+    confirmed = {}
+    for digits, rate in frame_rates.items():
+        usual = median_low(counts.get(digits, [0]))
+        if abs(usual / (seconds * rate) - 1) <= 0.1:
+            confirmed[digits] = rate
+        elif usual:
+            _warn(
+                f"frames in {folders[0].parent} are named %0{digits}d, as those at {rate:g} a second are, but most clips "
+                f"have about {usual} in {seconds:g} s: they are taken to cover their clips evenly"
+            )
+    return confirmed
 
 
 def list_frames(folder: str | Path) -> list[Path]:

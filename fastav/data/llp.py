@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -167,7 +168,8 @@ class LLP(MediaTreeDataset[LLPRow]):
     name = "LLP"
     class_names = LLP_CLASSES
     num_segments = _SECONDS
-    frame_rates = {6: 8.0}  # noqa: RUF012  # the official extraction; DG-SCT's one frame a second has eight digits
+    #: The official extraction; DG-SCT's one frame a second has eight digits.
+    frame_rates = MappingProxyType({6: 8.0})
 
     def __init__(self, root: str | Path, split: str, **options: Any) -> None:
         super().__init__(root, split, **options)

@@ -1,11 +1,12 @@
 """The reader of LLP, on its own annotation files and on small trees."""
 
+import shutil
 from itertools import combinations
 
 import pytest
 import torch
 
-from fastav.data import LLP, LLP_CLASSES, DataError, MediaWarning
+from fastav.data import LLP, LLP_CLASSES, DataError, MediaError, MediaWarning
 from fastav.data.llp import LLPEvent, event_map, llp_events, llp_split, llp_warts, parse_llp, parse_llp_events
 
 NAMES = ["_-aaaaaaaaa_30_40", "bbbbbbbb_-b_101.8_111.8"]
@@ -116,6 +117,34 @@ def test_official_frames_keep_time_at_eight_a_second(tree, media):
         media.picture(folder / f"{frame + 1:06d}.jpg", 255)
     frames = LLP(tree, "train", image_size=16)[0]["frames"]
     assert frames[:, 0, 8, 8].tolist() == [media.grey(second) for second in range(10)]
+
+
+@pytest.mark.parametrize("fps", [1, 3, 10])
+def test_six_digits_at_another_rate_are_known_by_their_number(tmp_path, media, fps):
+    for name in NAMES:
+        media.frames(tmp_path / "frame" / name[:11], fps=fps, digits=6)
+        media.wav(tmp_path / "audio" / f"{name[:11]}.wav")
+    said = rf"named %06d, as those at 8 a second are, but most clips have about {10 * fps} in 10 s"
+    with pytest.warns(MediaWarning, match=said):
+        data = LLP(annotate(tmp_path), "train", image_size=16)
+    frames = data[0]["frames"]
+    assert frames[:, 0, 8, 8].tolist() == [media.grey(second) for second in range(10)]
+
+
+def test_a_short_clip_among_official_frames_keeps_time(tree, media):
+    for frame in range(40, 80):
+        (tree / "frame" / NAMES[1][:11] / f"{frame + 1:06d}.jpg").unlink()
+    shutil.copytree(tree / "frame" / NAMES[0][:11], tree / "frame" / "ccccccccccc")
+    shutil.copy(tree / "audio" / f"{NAMES[0][:11]}.wav", tree / "audio" / "ccccccccccc.wav")
+    with (tree / "AVVP_train.csv").open("a") as file:
+        file.write("ccccccccccc_0_10\tDog\n")
+    data = LLP(tree, "train", image_size=16)
+    with pytest.warns(MediaWarning, match=r"holds 40 pictures, 5 of 10 s: the last stands for the rest"):
+        frames = data[1]["frames"]
+    assert frames[:, 0, 8, 8].tolist() == [media.grey(min(second, 4)) for second in range(10)]
+    (tree / "frame" / NAMES[1][:11] / "000040.jpg").unlink()
+    with pytest.raises(MediaError, match=r"holds 39 pictures where 8 a second make 80 of 10 s, as in the other clips"):
+        data[1]
 
 
 def test_videos(tmp_path, media):
