@@ -77,17 +77,17 @@ class TapStandardization(nn.Module):
         Raises:
             ValueError: a tap holds numbers that are not finite, which would stay in the statistics for good.
         """
-        moments = [torch.var_mean(self._rows(tap), 0, correction=0) for tap in taps]
-        variance, mean = (torch.cat(parts) for parts in zip(*moments, strict=True))
-        if not torch.isfinite(variance).all():
-            bad = next(i for i, (v, _) in enumerate(moments) if not torch.isfinite(v).all())
-            raise ValueError(f"tap {bad} holds NaN or infinite numbers; look at the backbone's input and its dtype")
+        mean, variance = self._moments(taps) if taps else torch.zeros_like(self.mean, dtype=self._wide()).expand(2, -1)
         widths = torch.tensor(self.widths, device=mean.device)
-        size = torch.tensor([tap.shape[0] * tap.shape[1] for tap in taps], device=mean.device)
-        if dist.is_available() and dist.is_initialized():
-            share = size.repeat_interleave(widths).to(mean.dtype)
+        size = torch.tensor([len(tap) * tap.shape[1] for tap in taps] or [0] * len(self.widths), device=mean.device)
+        several = dist.is_available() and dist.is_initialized()
+        own = size.clone()
+        if several:
             dist.all_reduce(size)
-            share /= size.repeat_interleave(widths)
+        if not size.any():
+            return
+        if several:
+            share = (own.to(mean.dtype) / size).repeat_interleave(widths)
             joint = mean * share
             dist.all_reduce(joint)
             variance = (variance + (mean - joint).square()) * share
@@ -102,6 +102,19 @@ class TapStandardization(nn.Module):
         self.inverse_std.copy_(torch.rsqrt(variance + self.eps))
         self.measured += 1
         _resume(self)
+
+    def _moments(self, taps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean and variance of all channels over a batch's tokens."""
+        moments = [torch.var_mean(self._rows(tap), 0, correction=0) for tap in taps]
+        variance, mean = (torch.cat(parts) for parts in zip(*moments, strict=True))
+        if not torch.isfinite(variance).all():
+            bad = next(i for i, (v, _) in enumerate(moments) if not torch.isfinite(v).all())
+            raise ValueError(f"tap {bad} holds NaN or infinite numbers; look at the backbone's input and its dtype")
+        return mean.to(self._wide()), variance.to(self._wide())
+
+    def _wide(self) -> torch.dtype:
+        """What moments are exchanged in: one dtype in all processes, also in those without taps."""
+        return torch.promote_types(self.mean.dtype, torch.float32)
 
     def _rows(self, tap: Tensor) -> Tensor:
         """All of a tap's tokens, normalised, (rows, D), in float32 or wider."""

@@ -64,7 +64,9 @@ class AudioVisualModule(LightningModule):
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """The loss of one batch, the adapter's own term included."""
-        if not batch:  # all its clips were left out; the other processes wait for gradients of this one
+        if not batch:  # all its clips were left out; the other processes wait for what they exchange with this one
+            if self.adapter.distillation.measuring:
+                self.adapter.distillation.measure(())
             return sum((p.sum() * 0 for p in self.parameters() if p.requires_grad), torch.zeros(()))
         out, said = self(batch)
         loss = self.task.loss(said, batch)

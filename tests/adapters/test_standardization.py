@@ -79,6 +79,39 @@ def test_processes_measure_together(tmp_path):
     assert torch.equal(ranks[0]["inverse_std"], ranks[1]["inverse_std"])
 
 
+def _measure_with_gaps(rank, path, out):
+    """The second process has nothing of the first batch, none of the second, and the third is the second one's."""
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+    module = TapStandardization((6, 4), (0, 1), "layer", 1e-6, batches=2)
+    first, last = taps(2)
+    measuring = []
+    for batch in [(first, ()), ((), ()), ((), last)]:
+        module.measure(batch[rank])
+        measuring.append(module.measuring)
+    torch.save((module.state_dict(), measuring), f"{out}{rank}")
+    dist.destroy_process_group()
+
+
+def test_processes_without_clips_take_part(tmp_path):
+    mp.spawn(_measure_with_gaps, (str(tmp_path / "meet"), str(tmp_path / "rank")), nprocs=2)
+    alone = TapStandardization((6, 4), (0, 1), "layer", 1e-6, batches=2)
+    for batch in taps(2):
+        alone.measure(batch)
+    for rank in range(2):
+        state, measuring = torch.load(tmp_path / f"rank{rank}")
+        assert measuring == [True, True, False]  # the batch of nothing does not count
+        for name, value in alone.state_dict().items():
+            assert torch.equal(state[name], value), name  # with shares of one and zero not even rounded otherwise
+
+
+def test_a_batch_of_nothing_changes_nothing():
+    module = TapStandardization((6, 4), (0, 1), "layer", 1e-6, batches=1)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    module.measure(())
+    assert module.measuring
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
 @pytest.mark.parametrize("norm", ["layer", "none"])
 def test_a_huge_channel_with_a_small_spread(norm):
     """The case it is made for: a channel far from zero that hardly moves. Sums of squares would lose it in float32."""

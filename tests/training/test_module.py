@@ -146,3 +146,19 @@ def test_a_batch_that_was_all_left_out_trains_nothing_and_counts_nothing(adapter
     module.validation_step({}, 0)
     assert module.counted.compute() == 0
     assert module.predict_step({}, 0) is None
+
+
+def test_a_batch_that_was_all_left_out_takes_part_in_measuring(adapter):
+    """The statistics are exchanged: a process that stayed away would leave the others waiting."""
+    config = MettleConfig(num_tokens=2, width=16, rank=4, standardize_batches=1)
+    module = AudioVisualModule(MettleAdapter(adapter.visual, adapter.audio, config), make_task(), OptimizerConfig())
+    distillation, taken = module.adapter.distillation, []
+    measure = distillation.measure
+    distillation.measure = lambda taps: (taken.append(len(taps)), measure(taps))
+    module.training_step({}, 0)
+    assert taken == [0]
+    module.log_dict = module.log = lambda *_, **__: None
+    module.training_step(next(iter(loader(4, 4))), 0)
+    module.training_step({}, 0)
+    assert taken == [0, 4]  # measured, so there is nothing to take part in
+    assert not distillation.measuring
