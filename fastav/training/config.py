@@ -126,7 +126,7 @@ class TrainConfig:
         data: where the clips come from.
         visual: the frozen visual backbone.
         audio: the frozen audio backbone.
-        output: the run's folder; made, and refused if it holds a run already.
+        output: the run's folder; made, and refused if it holds a run with a finished epoch already.
         method: the adapter's method, whose options are the flags --adapter.*.
         adapter: the fields of the method's configuration.
         head: the options of the task's head and losses.

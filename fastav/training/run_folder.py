@@ -35,9 +35,13 @@ class RunFolder:
         self.path = Path(path).expanduser()
         self.config, self.checkpoints = self.path / CONFIG_NAME, self.path / "checkpoints"
         self.last, self.best = self.checkpoints / "last.ckpt", self.path / "best"
+        self._record = self.best / "record.json"
 
     def start(self, entries: dict[str, Any]) -> None:
         """Write ``config.yaml`` of a new run, or check that a run that is to be resumed had the same.
+
+        A run that broke off in its first epoch left nothing to go on from and nothing to lose: a new one takes its
+        place.
 
         Raises:
             ValueError: the folder holds a run that is not to be resumed; or nothing to go on from, or a run of another
@@ -46,13 +50,15 @@ class RunFolder:
         wanted = yaml.safe_load(yaml.safe_dump(entries, sort_keys=False))
         if entries["resume"]:
             if not self.last.is_file():
-                raise ValueError(f"{self.path} holds no finished epoch to resume: leave --resume out to start anew")
+                remedy = "choose another --output" if self._record.is_file() else "leave --resume out to start anew"
+                raise ValueError(f"{self.path} holds no {self.last.name} of a finished epoch to resume: {remedy}")
             changed = list(_differences(self.read_config(), wanted))
             if changed:
                 raise ValueError(f"{self.path} holds a run that is not the one to be resumed: {'; '.join(changed)}")
             return
-        if self.config.exists():
-            raise ValueError(f"{self.path} holds a run already: choose another --output, or go on with --resume true")
+        if self.last.exists() or self._record.exists():
+            further = ", or go on with --resume true" if self.last.exists() else ""
+            raise ValueError(f"{self.path} holds a run already: choose another --output{further}")
         self.path.mkdir(parents=True, exist_ok=True)
         self.config.write_text(yaml.safe_dump(wanted, sort_keys=False), encoding="utf-8")
 
@@ -76,7 +82,7 @@ class RunFolder:
         adapter.save_pretrained(self.best)
         state = {name: value.detach().contiguous() for name, value in task.state_dict().items()}
         _safetensors().save_file(state, self.best / "head.safetensors", metadata={"format": "pt"})
-        (self.best / "record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        self._record.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
     def read_record(self) -> dict[str, Any]:
         """What :meth:`save_best` was given.
@@ -84,10 +90,10 @@ class RunFolder:
         Raises:
             ValueError: no epoch was finished yet.
         """
-        path = self.best / "record.json"
-        if not path.is_file():
-            raise ValueError(f"{self.path} holds no finished epoch yet: go on with fastav train --resume true")
-        return json.loads(path.read_text(encoding="utf-8"))
+        if not self._record.is_file():
+            how = "go on with fastav train --resume true" if self.last.is_file() else "start it anew with fastav train"
+            raise ValueError(f"{self.path} holds no finished epoch yet: {how}")
+        return json.loads(self._record.read_text(encoding="utf-8"))
 
     def load_adapter(self, method: str, *, visual: nn.Module, audio: nn.Module) -> Adapter:
         """The best epoch's adapter on these backbones, in eval mode.

@@ -145,21 +145,49 @@ def write_video(path, seconds):
     return path
 
 
-def test_a_resumed_run_ends_in_the_same_bits(run, tmp_path, monkeypatch):
-    config, folder = run / "config.yaml", tmp_path / "broken"
-    command = ["train", f"--config={config}", f"--output={folder}"]
+class PowerCut(BaseException):
+    """What no command can catch."""
 
-    class PowerCut(BaseException):
-        pass
+
+def break_off(monkeypatch, command, epoch):
+    """Run a command until this epoch's first batch."""
 
     def cut(self, *_):
-        if self.current_epoch == 3:
+        if self.current_epoch == epoch:
             raise PowerCut
 
     with monkeypatch.context() as patched:
         patched.setattr(AudioVisualModule, "on_train_batch_end", cut)
         with pytest.raises(PowerCut):
             main(command)
+
+
+def test_a_run_that_broke_in_its_first_epoch_starts_anew(run, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "broken"
+    command = ["train", f"--config={run / 'config.yaml'}", f"--output={folder}", "--optimizer.epochs=1"]
+    break_off(monkeypatch, command, epoch=0)
+    assert (folder / "config.yaml").is_file()
+    assert main([*command, "--resume=true"]) == 2
+    assert "leave --resume out to start anew" in capsys.readouterr().err
+    assert main(["evaluate", str(folder)]) == 2
+    assert "holds no finished epoch yet: start it anew with fastav train" in capsys.readouterr().err
+    assert main([*command, "--seed=3"]) == 0
+    assert yaml.safe_load((folder / "config.yaml").read_text())["seed"] == 3
+    assert main(["evaluate", str(folder)]) == 0
+
+
+def test_a_finished_run_without_its_checkpoints_is_not_written_over(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    command = ["train", f"--config={run / 'config.yaml'}", f"--output={tmp_path / 'run'}"]
+    for more in ([], ["--resume=true"]):
+        assert main([*command, *more]) == 2
+        assert capsys.readouterr().err.strip().endswith(": choose another --output")
+
+
+def test_a_resumed_run_ends_in_the_same_bits(run, tmp_path, monkeypatch):
+    config, folder = run / "config.yaml", tmp_path / "broken"
+    command = ["train", f"--config={config}", f"--output={folder}"]
+    break_off(monkeypatch, command, epoch=3)
     assert len(epochs(folder)["train/loss"]) == 3
     assert main([*command, "--resume=true"]) == 0
     straight, resumed = (torch.load(place / "checkpoints" / "last.ckpt", weights_only=False) for place in (run, folder))

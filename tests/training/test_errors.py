@@ -49,7 +49,7 @@ def train(ave_root, backbone_flags, tmp_path):
         (["--visual.checkpoint=null"], "Without a connection, give a file of weights as visual.checkpoint"),
         (["--audio.name=openai/whisper-tiny"], "Without a connection, give a folder that save_pretrained wrote"),
         (["--audio.options={max_source_positions: 100}"], "the weights of "),
-        (["--resume=true"], "holds no finished epoch to resume"),
+        (["--resume=true"], "holds no last.ckpt of a finished epoch to resume: leave --resume out to start anew"),
         (["--config=/nowhere.yaml"], "the configuration /nowhere.yaml cannot be read"),
     ],
     ids=lambda value: value[0].strip("-") if isinstance(value, list) else "",
@@ -101,6 +101,34 @@ def test_check_data_says_what_is_missing(ave_root, tmp_path, capsys):
     (root / "audio" / "val0000002.wav").unlink()
     assert main(["check-data", "ave", str(root)]) == 1
     assert "val0000002" in capsys.readouterr().out
+
+
+def test_check_data_writes_every_id(ave_root, tmp_path, capsys):
+    import json
+    import shutil
+
+    root, written = tmp_path / "ave", tmp_path / "report.json"
+    shutil.copytree(ave_root, root)
+    for sound in (root / "audio").glob("train*"):
+        sound.unlink()
+    assert main(["check-data", "ave", str(root), f"--json={written}"]) == 1
+    shown = capsys.readouterr().out
+    assert "train: 12 lack files: " in shown
+    assert "and 2 more" in shown
+    report = json.loads(written.read_text())
+    names = sorted(line.split("&")[1] for line in (root / "trainSet.txt").read_text().splitlines())
+    assert sorted(report["missing"]["train"]) == names
+    assert report["missing"]["train"][names[-1]] == f"audio/{names[-1]}.wav missing"
+    assert (report["name"], report["root"], report["ok"]) == ("ave", str(root), False)
+    assert report["counts"]["train"] == 12
+    assert ["pictures", "frames in frames"] in report["found"]
+    nowhere = tmp_path / "no" / "report.json"
+    assert str(nowhere) in refused(capsys, "check-data", "ave", str(root), f"--json={nowhere}")
+
+
+def test_check_data_questions_are_of_music_avqa(ave_root, capsys):
+    words = refused(capsys, "check-data", "ave", str(ave_root), "--questions=json")
+    assert "questions='json' is for music-avqa alone, not for ave" in words
 
 
 def test_env_names_versions_and_backends(capsys):
