@@ -18,7 +18,8 @@ from fastav.tasks.task import Batch
 class PredictionFiles:
     """The files of one ``fastav predict``.
 
-    ``predictions.jsonl`` has a line for each clip: "id" and, of each prediction, what :func:`plain` makes of it.
+    ``predictions.jsonl`` has a line for each clip: "id" and, of each prediction, what :func:`plain` makes of it. Until
+    all are there it is called ``predictions.jsonl.part``, and a later try may write over it.
     ``probabilities.npz`` holds "id" and each array of probabilities, the clips first. Masks are ``masks/ID/0.png`` and
     so on, 255 where something sounds, and their probabilities are not kept.
 
@@ -37,10 +38,12 @@ class PredictionFiles:
     def __init__(self, folder: Path, names: Sequence[str], seconds: float) -> None:
         self.folder, self.names, self.seconds = folder, names, seconds
         self.last: dict[str, Any] = {}
-        if (folder / "predictions.jsonl").exists():
+        self._finished = folder / "predictions.jsonl"
+        if self._finished.exists():
             raise ValueError(f"{folder} holds predictions already: choose another --output")
         folder.mkdir(parents=True, exist_ok=True)
-        self._lines = (folder / "predictions.jsonl").open("w", encoding="utf-8")
+        self._part = folder / "predictions.jsonl.part"
+        self._lines = self._part.open("w", encoding="utf-8")
         self._arrays: dict[str, list[np.ndarray]] = {}
         self._ids: list[str] = []
 
@@ -69,6 +72,7 @@ class PredictionFiles:
         if self._arrays:
             arrays = {kind: np.stack(values) for kind, values in self._arrays.items()}
             np.savez_compressed(self.folder / "probabilities.npz", id=np.array(self._ids), **arrays)  # type: ignore
+        self._part.rename(self._finished)
         return len(self._ids)
 
     def _write_masks(self, name: str, masks: Tensor) -> list[str]:

@@ -47,3 +47,15 @@ def test_files_of_two_batches(tmp_path):
     assert list(kept["id"]) == ["a", "b", "c"]
     with pytest.raises(ValueError, match="holds predictions already"):
         PredictionFiles(tmp_path / "out", NAMES, 1.0)
+
+
+def test_a_try_that_broke_off_is_written_over(tmp_path):
+    broken = PredictionFiles(tmp_path, NAMES, 1.0)
+    broken.write({"id": ["a"]}, {"labels": torch.tensor([[0]])})
+    assert not (tmp_path / "predictions.jsonl").exists()
+    again = PredictionFiles(tmp_path, NAMES, 1.0)
+    again.write({"id": ["b"]}, {"labels": torch.tensor([[1]])})
+    assert again.close() == 1
+    (line,) = (tmp_path / "predictions.jsonl").read_text().splitlines()
+    assert json.loads(line)["id"] == "b"
+    assert not (tmp_path / "predictions.jsonl.part").exists()
