@@ -68,8 +68,8 @@ def confirm_rates(
     """Those of the rates that the number of pictures in clips' folders speaks for.
 
     One folder cannot tell a short clip from a lower rate; the median of many can. A rate that it is further from than a
-    tenth is left out with a :class:`MediaWarning`, and so, without, is one of names that no folder has: pictures then cover
-    their clips evenly.
+    tenth is left out with a :class:`MediaWarning`, and so, without one, is a rate of names that no folder has: those
+    pictures then cover their clips evenly.
 
     Args:
         frame_rates: frames a second by number of digits.
@@ -89,8 +89,8 @@ def confirm_rates(
             confirmed[digits] = rate
         elif usual:
             _warn(
-                f"frames in {folders[0].parent} are named %0{digits}d, as those at {rate:g} a second are, but most clips "
-                f"have about {usual} in {seconds:g} s: they are taken to cover their clips evenly"
+                f"frames in {folders[0].parent} are named %0{digits}d, as those at {rate:g} a second are, but most "
+                f"clips have about {usual} in {seconds:g} s: they are taken to cover their clips evenly"
             )
     return confirmed
 
