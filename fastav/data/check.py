@@ -4,6 +4,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,9 @@ class Report:
         return "\n".join(lines)
 
 
-def check_data(name: str, root: str | Path, *, deep: bool = False, media: str = "auto") -> Report:
+def check_data(
+    name: str, root: str | Path, *, deep: bool = False, media: str = "auto", questions: str | None = None
+) -> Report:
     """Check a data set on disk.
 
     Args:
@@ -82,15 +85,18 @@ def check_data(name: str, root: str | Path, *, deep: bool = False, media: str = 
         root: its folder.
         deep: decode every clip, with a progress bar.
         media: as the readers have it: "auto", "video" or "frames".
+        questions: as :class:`fastav.data.MusicAVQA` has it, for "music-avqa" alone: the folder of the questions.
 
     Raises:
-        DataError: no such data set.
+        DataError: no such data set, or ``questions`` for one that asks none.
         ImportError: a package of the extra "data" is missing.
     """
     if name not in DATA_SETS:
         raise DataError(f"{name!r} is no data set: one of {', '.join(DATA_SETS)} is wanted")
+    if questions is not None and name != "music-avqa":
+        raise DataError(f"questions={questions!r} is for music-avqa alone, not for {name}: leave it out")
     report = Report(name, Path(root).expanduser())
-    survey, reader = _known(name)
+    survey, reader = _known(name, questions)
     try:
         survey(report)
     except DataError as error:
@@ -102,7 +108,7 @@ def check_data(name: str, root: str | Path, *, deep: bool = False, media: str = 
     return report
 
 
-def _known(name: str) -> tuple[Callable[[Report], None], Callable[..., ClipDataset[Any]]]:
+def _known(name: str, questions: str | None) -> tuple[Callable[[Report], None], Callable[..., ClipDataset[Any]]]:
     """How to survey a data set's annotations, and its reader."""
     if name.startswith("avsbench-"):
         subset = name.removeprefix("avsbench-")
@@ -111,7 +117,9 @@ def _known(name: str) -> tuple[Callable[[Report], None], Callable[..., ClipDatas
             return AVSBench(*args, subset=subset, **options)
 
         return lambda report: _survey_avsbench(report, subset), reader
-    return {"ave": (_survey_ave, AVE), "llp": (_survey_llp, LLP), "music-avqa": (_survey_music_avqa, MusicAVQA)}[name]
+    if name == "music-avqa":
+        return partial(_survey_music_avqa, questions=questions), partial(MusicAVQA, questions=questions)
+    return {"ave": (_survey_ave, AVE), "llp": (_survey_llp, LLP)}[name]
 
 
 def _check_split(report: Report, split: str, reader: Callable[..., Any], *, deep: bool, media: str) -> None:
@@ -207,10 +215,10 @@ def _survey_avsbench(report: Report, subset: str) -> None:
     report.found.append(("annotations", table.name))
 
 
-def _survey_music_avqa(report: Report) -> None:
-    rows = _split_rows(report, lambda split: parse_music_avqa(question_file(report.root, split)))
+def _survey_music_avqa(report: Report, questions: str | None) -> None:
+    rows = _split_rows(report, lambda split: parse_music_avqa(question_file(report.root, split, questions)))
     for split, listed in rows.items():
-        where = question_file(report.root, split).relative_to(report.root).as_posix()
+        where = question_file(report.root, split, questions).relative_to(report.root).as_posix()
         revision = REVISIONS.get(len(listed), "unknown")
         report.found.append((f"questions of {split}", f"{where}, revision {revision}"))
         report.found.append((f"answers of {split}", f"{len(collect_answers(listed))} different ones"))

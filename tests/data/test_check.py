@@ -156,6 +156,14 @@ def test_videos_of_many_questions_are_decoded_once(tmp_path, media, monkeypatch)
     assert report.ok
     assert len(times) == 3
     assert dict(report.found)["questions of val"] == "avqa-val.json, revision unknown"
+    (tmp_path / "json_update").mkdir()
+    for split in ("train", "val", "test"):
+        (tmp_path / "json_update" / f"avqa-{split}.json").write_text(json.dumps(entries[:2]))
+    report = check_data("music-avqa", tmp_path, questions="json_update")
+    assert report.ok
+    assert report.counts == {"train": 2, "val": 2, "test": 2}
+    assert dict(report.found)["questions of val"] == "json_update/avqa-val.json, revision unknown"
+    assert check_data("music-avqa", tmp_path, questions=".").counts == {"train": 3, "val": 3, "test": 3}
 
 
 @pytest.mark.parametrize(
