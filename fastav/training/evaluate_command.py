@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from math import isnan
 
 from fastav.data import ClipDataset
+from fastav.tasks import SegmentationTask
 from fastav.training.arguments import SECTIONS, run_parser
 from fastav.training.cli import plainly
 from fastav.training.clips import Clips
@@ -24,11 +25,21 @@ def main(arguments: Sequence[str]) -> int:
     with plainly():
         parser = run_parser(arguments, "evaluate", _DESCRIPTION, "data", "trainer")
         parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="what to score")
+        parser.add_argument(
+            "--scoring",
+            choices=["dataset", "avsbench"],
+            default=None,
+            help="over which frames segmentation's scores are means; by default as the run was trained",
+        )
         values = parser.parse_args(list(arguments))
         data, trainer = (SECTIONS[name](**values[name].as_dict()) for name in ("data", "trainer"))
         run = load_run(values.run, data)
         if run.config.task == "parsing" and values.split == "train":
             raise ValueError("LLP's training clips have no events by second to be scored: give --split val or test")
+        if values.scoring is not None:
+            if not isinstance(run.task, SegmentationTask):
+                raise ValueError(f"--scoring is for the task 'segmentation', and this run's is {run.config.task!r}")
+            run.task.scoring = values.scoring
         split = run.open(values.split)
     scored = score(run, Clips(data, test=split), trainer)
     if scored.is_first:
@@ -40,6 +51,7 @@ def _report(run: Loaded, name: str, split: ClipDataset, scored: Scored) -> None:
     left_out = len(split) - scored.clips + len(split.missing)
     entries = {
         "split": name,
+        **({"scoring": run.task.scoring} if isinstance(run.task, SegmentationTask) else {}),
         "clips": scored.clips,
         "left_out": left_out,
         "epoch": run.record["epoch"] + 1,

@@ -295,6 +295,36 @@ def test_what_is_left_out_is_counted(run, ave_root, tmp_path):
     assert (scores["clips"], scores["left_out"]) == (5, 2)
 
 
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_a_clip_that_cannot_be_drawn_is_named_with_its_file(run, ave_root, tmp_path, capsys, on_error):
+    root = tmp_path / "ave"
+    shutil.copytree(ave_root, root)
+    broken = root / "frames" / "test0000001" / "0003.jpg"
+    broken.write_bytes(b"no picture")
+    asked = [f"--data.root={root}", f"--data.on_error={on_error}", "--id=test0000001"]
+    assert main(["visualize", str(run), *asked]) == 2
+    shown = capsys.readouterr().err
+    assert f"test0000001: {broken} does not decode" in shown
+    assert "extract it again" in shown
+    assert "to draw another clip, name it by --id" in shown
+
+
+def test_the_mode_of_scoring_is_chosen_at_evaluation(run, avs_root, flags, tmp_path, monkeypatch, capsys):
+    from fastav.metrics import SegmentationScores
+
+    folder = tmp_path / "avs"
+    kind = ["--task=segmentation", "--data.name=avsbench-ms3", f"--data.root={avs_root}", "--optimizer.epochs=1"]
+    assert main(["train", *kind, f"--output={folder}", *flags]) == 0
+    by_hand = {"dataset": 0.25, "avsbench": 0.75}  # as the clips are too few to differ by mode
+    monkeypatch.setattr(SegmentationScores, "compute", lambda self: {"miou": torch.tensor(by_hand[self.mode])})
+    for words, mode in (([], "dataset"), (["--scoring=avsbench"], "avsbench"), (["--scoring=dataset"], "dataset")):
+        assert main(["evaluate", str(folder), *words]) == 0
+        written = json.loads((folder / "scores-test.json").read_text())
+        assert (written["scoring"], written["scores"]) == (mode, {"miou": by_hand[mode]})
+    assert main(["evaluate", str(run), "--scoring=avsbench"]) == 2
+    assert "--scoring is for the task 'segmentation', and this run's is 'localization'" in capsys.readouterr().err
+
+
 _SCENES = ["--optimizer.epochs=5", "--optimizer.lr=0.003", "--data.batch_size=2"]  # four clips are few for one step
 LONG_ENOUGH = {"avsbench-s4": _SCENES, "avsbench-ms3": _SCENES}
 
