@@ -46,6 +46,7 @@ class ClipDataset(Dataset[Clip | None], Generic[Row]):
         rows: the annotations of the clips, in order; those left out are not among them.
         sources: where the pictures and where the sounds are, in words.
         missing: what was left out: by name of the clips' files, what they lack, in words.
+        num_left_out: how many clips that are; several can share their files, as the questions about one video do.
 
     Raises:
         DataError: wrong arguments, annotations that cannot be right, or missing files.
@@ -77,6 +78,7 @@ class ClipDataset(Dataset[Clip | None], Generic[Row]):
         self.rows: list[Row] = []
         self.sources = ("", "")
         self.missing: dict[str, str] = {}
+        self.num_left_out = 0
 
     @property
     def num_classes(self) -> int:
@@ -130,9 +132,10 @@ class ClipDataset(Dataset[Clip | None], Generic[Row]):
         rows = list(rows)
         self.rows = [row for row in rows if self.file_of(row) not in missing]
         self.missing = dict(missing)
+        self.num_left_out = len(rows) - len(self.rows)
         if not missing:
             return
-        lacking = f"{len(missing)} of the clips of {self.name} {self.split} in {self.root}"
+        lacking = f"{self.num_left_out} of the clips of {self.name} {self.split} in {self.root}"
         some = name_some([f"{name}: {words}" for name, words in missing.items()])
         if self.on_error == "raise" or not self.rows:
             remedy = "" if not self.rows else ', or leave them out by on_error="skip"'

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _report(run: Loaded, name: str, split: ClipDataset, scored: Scored) -> None:
-    left_out = len(split) - scored.clips + len(split.missing)
+    left_out = len(split) - scored.clips + split.num_left_out
     entries = {
         "split": name,
         **({"scoring": run.task.scoring} if isinstance(run.task, SegmentationTask) else {}),

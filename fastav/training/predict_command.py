@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from fastav.data.clips import Clip
+from fastav.data.clips import Clip, ClipDataset
 from fastav.training.arguments import SECTIONS, run_parser
 from fastav.training.cli import plainly
 from fastav.training.clips import Clips
@@ -60,8 +60,8 @@ def main(arguments: Sequence[str]) -> int:
     written = files.close()
     if values.video is not None:
         print(json.dumps(files.last, ensure_ascii=False))
-    left_out = f", {len(clips) - written} left out" if written < len(clips) else ""
-    print(f"{written} clips{left_out}, in {folder}")
+    left_out = len(clips) - written + (clips.num_left_out if isinstance(clips, ClipDataset) else 0)
+    print(f"{written} clips{f', {left_out} left out' if left_out else ''}, in {folder}")
     return 0
 
 

@@ -226,6 +226,7 @@ def test_missing_files_and_unknown_answers_are_named(tree, tmp_path):
     with pytest.raises(DataError, match=r"answers\.txt holds an answer twice"):
         read_answers(tmp_path / "answers.txt")
     (tree / "raw_audio/00000001.wav").unlink()
-    with pytest.warns(MediaWarning, match=r"1 of the clips .*00000001: raw_audio/00000001\.wav missing"):
+    with pytest.warns(MediaWarning, match=r"left out 2 of the clips .*00000001: raw_audio/00000001\.wav missing"):
         data = MusicAVQA(tree, "train", on_error="skip")
     assert [row.number for row in data.rows] == [9]
+    assert (list(data.missing), data.num_left_out) == (["00000001"], 2)  # questions 7 and 8

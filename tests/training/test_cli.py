@@ -325,6 +325,22 @@ def test_the_mode_of_scoring_is_chosen_at_evaluation(run, avs_root, flags, tmp_p
     assert "--scoring is for the task 'segmentation', and this run's is 'localization'" in capsys.readouterr().err
 
 
+def test_what_is_left_out_is_counted_in_questions(qa_run, qa_root, tmp_path, capsys):
+    """Two questions are asked about each video, and neither remains of one whose files are missing."""
+    root = tmp_path / "qa"
+    shutil.copytree(qa_root, root)
+    shutil.rmtree(root / "frames" / "test0001")
+    given = [str(qa_run), f"--data.root={root}", "--data.on_error=skip"]
+    with pytest.warns(UserWarning, match=r"left out 2 of the clips of MUSIC-AVQA test .*test0001"):
+        assert main(["evaluate", *given]) == 0
+    scores = json.loads((qa_run / "scores-test.json").read_text())
+    assert (scores["clips"], scores["left_out"]) == (6, 2)
+    assert "6 clips of test, 2 left out" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="test0001"):
+        assert main(["predict", *given, f"--output={tmp_path / 'out'}"]) == 0
+    assert "6 clips, 2 left out" in capsys.readouterr().out
+
+
 _SCENES = ["--optimizer.epochs=5", "--optimizer.lr=0.003", "--data.batch_size=2"]  # four clips are few for one step
 LONG_ENOUGH = {"avsbench-s4": _SCENES, "avsbench-ms3": _SCENES}
 
