@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fastav.data.clips import Clip
+from fastav.data.errors import MediaError
 from fastav.training.arguments import SECTIONS, run_parser
 from fastav.training.attention import frame_maps, sound_maps, spectrograms, token_attention
 from fastav.training.cli import plainly
@@ -73,9 +74,13 @@ def _clip(run: Loaded, values: Any) -> Clip:
     ids = [split.id_of(row) for row in split.rows]
     if values.id is not None and values.id not in ids:
         raise ValueError(f"{values.split} has no clip {values.id!r}; it has {', '.join(ids[:3])} and so on")
-    clip = split[0 if values.id is None else ids.index(values.id)]
-    if clip is None:
-        raise ValueError(f"{values.id or ids[0]} does not decode")
+    split.on_error = "raise"  # nothing is left of one clip that is left out
+    name = values.id or ids[0]
+    try:
+        clip = split[ids.index(name)]
+    except MediaError as error:
+        raise MediaError(f"{name}: {error}; to draw another clip, name it by --id") from error
+    assert clip is not None  # only "skip" gives None
     return clip
 
 
