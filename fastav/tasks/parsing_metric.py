@@ -42,7 +42,7 @@ class ParsingScores(Metric):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.add_state("totals", torch.zeros(2, len(self.names), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("totals", torch.zeros(2, len(self.names), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("videos", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, audio: Tensor, visual: Tensor, audio_events: Tensor, visual_events: Tensor) -> None:
@@ -68,14 +68,19 @@ class ParsingScores(Metric):
             counts = count(predicted, truth)  # (3, B, C) each
             three = _video_scores(*counts)
             pooled = _video_scores(*(each[:2].sum(0) for each in counts))
-            self.totals[level] += torch.stack([*three, three.mean(0), pooled]).sum(1)
+            scores = torch.stack([*three, three.mean(0), pooled])
+            self.totals[level] += (scores * _UNIT).long().sum(1)
         self.videos += len(audio)
 
     def compute(self) -> dict[str, Tensor]:
         """The scores over everything counted so far, by name."""
         keys = [f"{level}/{name}" for level in ("segment", "event") for name in self.names]
-        return dict(zip(keys, (self.totals / self.videos).flatten(), strict=True))
+        return dict(zip(keys, (self.totals / _UNIT / self.videos).flatten(), strict=True))
 
+
+# Scores are added up as whole numbers of 2**-32: exact in any order, for 2**31 videos, and without float64, which not
+# every device has. A video's own score is a float32, right to 1e-6.
+_UNIT = 2**32
 
 Counts = tuple[Tensor, Tensor, Tensor]
 
@@ -108,7 +113,7 @@ def _runs(maps: Tensor) -> Tensor:
 
 
 def _video_scores(tp: Tensor, fp: Tensor, fn: Tensor) -> Tensor:
-    """(..., C) counts to (...) scores, in float64: the mean F over the classes that occur."""
+    """(..., C) counts to (...) scores, in float32: the mean F over the classes that occur."""
     occurs = (tp + fp + fn) > 0
-    f = torch.where(occurs, 2 * tp.double() / (2 * tp + fp + fn).clamp(min=1), 0.0)
+    f = torch.where(occurs, 2 * tp.float() / (2 * tp + fp + fn).clamp(min=1), 0.0)
     return torch.where(occurs.any(-1), f.sum(-1) / occurs.sum(-1).clamp(min=1), 1.0)

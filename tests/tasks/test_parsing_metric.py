@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastav.metrics import ParsingScores
 
@@ -137,8 +138,8 @@ def test_scores_are_those_of_the_literal_scorer(density, segments):
     true = torch.where(new, torch.rand(2, 60, segments, 6, generator=generator) < 0.5, said)
     scores = ParsingScores(6)
     scores.update(*said, *true)
-    # Both add up 60 numbers of about 1 in float64, in another order.
-    assert [v.item() for v in scores.compute().values()] == pytest.approx(literal(*said, *true), abs=1e-13)
+    # A video's score is a float32 of up to 1, a mean of at most six: roundings of 6e-8 each.
+    assert [v.item() for v in scores.compute().values()] == pytest.approx(literal(*said, *true), abs=5e-7)
 
 
 def seconds(*lines):
@@ -162,9 +163,9 @@ def test_event_hits_by_hand(said, true, expected):
     scores = ParsingScores(1)
     scores.update(seconds(said), seconds("." * 10), seconds(true), seconds("." * 10))
     found = scores.compute()
-    assert found["event/audio"] == found["event/event"] == pytest.approx(expected, abs=1e-15)
+    assert found["event/audio"] == found["event/event"] == pytest.approx(expected, abs=1e-7)  # of float32
     assert found["event/visual"] == found["event/audio_visual"] == 1  # no class occurs
-    assert found["event/type"] == pytest.approx((expected + 2) / 3, abs=1e-15)
+    assert found["event/type"] == pytest.approx((expected + 2) / 3, abs=2e-7)
 
 
 def test_segment_scores_by_hand():
@@ -189,8 +190,36 @@ def test_scores_do_not_depend_on_the_batches():
     whole.update(*maps)
     for batch in zip(*(one.split(8) for one in maps), strict=True):
         parts.update(*batch)
-    # Float64 sums of 103 numbers in two orders.
-    torch.testing.assert_close(parts.compute(), whole.compute(), rtol=0, atol=1e-13)
+    # The sums are exact; a video's float32 mean over five classes may be taken in another order.
+    torch.testing.assert_close(parts.compute(), whole.compute(), rtol=0, atol=2e-7)
+
+
+class NoFloat64(TorchDispatchMode):
+    """A device without float64, such as Apple's."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for one in out if isinstance(out, tuple | list) else (out,):
+            assert not isinstance(one, torch.Tensor) or one.dtype != torch.float64, f"{function} gives float64"
+        return out
+
+
+def test_nothing_is_float64():
+    maps = torch.rand(4, 3, 10, 5, generator=torch.Generator().manual_seed(0)) < 0.4
+    with NoFloat64():
+        scores = ParsingScores(5)
+        scores.update(*maps)
+        scores.compute()
+
+
+def test_many_videos_add_up_without_loss():
+    """A float32 sum of these is off by 9e-7, and one video at a time by 5e-4."""
+    said, true = seconds("##........").expand(500, -1, -1), seconds("####......").expand(500, -1, -1)
+    scores = ParsingScores(1)
+    for _ in range(200):
+        scores.update(said, said, true, true)
+    assert scores.videos == 100_000
+    assert scores.compute()["segment/audio"].item() == pytest.approx(2 / 3, abs=1e-7)
 
 
 def test_nothing_scored_is_nan():
@@ -214,8 +243,8 @@ def test_two_processes_score_what_one_does(tmp_path):
     mp.spawn(score_part, (str(tmp_path / "meet"), maps, queue), nprocs=2)
     scores = ParsingScores(5)
     scores.update(*maps)
-    # Float64 sums of 11 numbers in two orders.
-    alone = {name: pytest.approx(value.item(), abs=1e-14) for name, value in scores.compute().items()}
+    # As above, the sums are exact and the videos' own scores float32.
+    alone = {name: pytest.approx(value.item(), abs=2e-7) for name, value in scores.compute().items()}
     assert [queue.get()[1] for _ in range(2)] == [alone, alone]
 
 
