@@ -132,7 +132,7 @@ class TrainConfig:
         head: the options of the task's head and losses.
         optimizer: how it is trained.
         trainer: where it runs.
-        seed: of the weights' initial values, the order of the clips and dropout.
+        seed: of the weights' initial values, the order of the clips and dropout; 32 bits.
         resume: go on with the run in the output folder, from its last finished epoch.
         select_on_test: choose the epoch by the score on the test split, as published figures of the peers did. That
             score is optimistic: the test split has been looked at once an epoch. Without it, validation chooses.
@@ -151,6 +151,10 @@ class TrainConfig:
     seed: int = 0
     resume: bool = False
     select_on_test: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"--seed is {self.seed}, wanted 0 ... {2**32 - 1}")
 
 
 def _at_least(config: Any, smallest: float, *names: str) -> None:

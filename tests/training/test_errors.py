@@ -34,6 +34,8 @@ def train(ave_root, backbone_flags, tmp_path):
         (["--task=segmentation"], "data.name is not given; for 'segmentation' give avsbench-s4 or avsbench-ms3"),
         (["--data.options={subset: s4}"], "data.options: "),
         (["--data.batch_size=0"], "batch_size is 0, wanted at least 1"),
+        (["--seed=-1"], "--seed is -1, wanted 0 ... 4294967295"),
+        (["--seed=4294967296"], "--seed is 4294967296, wanted 0 ... 4294967295"),
         (["--adapter.tokens=3"], "unrecognized arguments: --adapter.tokens=3"),
         (["--adapter.rank=5"], "rank 5 does not divide into 2 heads"),
         (["--adapter.layers=9"], "taps=9 asks for the last 9 blocks of"),
