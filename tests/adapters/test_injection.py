@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fastav import FrozenBackbone, MettleAdapter, MettleConfig, MoLTAdapter, MoLTConfig
-from tests.adapters.test_mettle import EXACT, batch, rows_normalized, stir
+from tests.adapters.test_mettle import EXACT, batch, graph_leaves, rows_normalized, stir
 
 BOTH = pytest.mark.parametrize(("kind", "config"), [(MettleAdapter, MettleConfig), (MoLTAdapter, MoLTConfig)])
 
@@ -84,16 +84,8 @@ def test_no_gradient_enters_the_backbone(swin, whisper, kind, config):
     adapter = kind(swin, whisper, config(inject_stages="stages"))
     frames, mel = batch(size=64)
     out = adapter(frames, mel)
-    seen, queue, leaves = set(), [x.grad_fn for x in (*out.features, out.aux_loss)], set()
-    while queue:
-        node = queue.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            leaves.add(id(node.variable))
-        queue.extend(parent for parent, _ in node.next_functions)
     # The maps alone reach every trained parameter: nothing is left without a gradient in a dense task.
+    leaves = graph_leaves(*out.features, out.aux_loss)
     assert leaves == {id(p) for p in adapter.parameters() if p.requires_grad}
 
 
