@@ -16,9 +16,7 @@ from examples.stamps.material import load_material
 from examples.stamps.scenes import compose
 from fastav import FrozenBackbone
 
-TOY = demo.Size(
-    {"train": 4, "validation": 2, "test": 6, "cross": 2}, {"train": 4, "validation": 2, "test": 6}, 1, 1, True
-)
+TOY = demo.Size({"train": 4, "validation": 2, "test": 6, "cross": 2}, {"train": 4, "validation": 2, "test": 6}, 1, True)
 METHODS = (exercises.PROBE, exercises.POOLED, exercises.METTLE, exercises.MOLT)
 
 
