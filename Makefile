@@ -12,7 +12,7 @@ NATIVE := fastav/ops/libfastav_native.so
 demo: $(NATIVE)
 	$(BIN)/python -m examples.stamps
 
-# All clips and three seeds, about an hour and a half the first time.
+# All exercises and clips, three runs of each method.
 demo-all: $(NATIVE)
 	$(BIN)/python -m examples.stamps --all
 
