@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import isqrt
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -14,7 +13,7 @@ from fastav.adapters.config import AdapterConfig, read_config
 from fastav.adapters.distillation import LayerCentricDistillation, PoolingWeights
 from fastav.adapters.groups import parameter_groups
 from fastav.adapters.injection import Injection
-from fastav.adapters.taps import choose_taps
+from fastav.adapters.taps import check_taps, choose_taps, cut_spans, patch_map
 from fastav.backbones import FrozenBackbone
 from fastav.backbones.streams import SideStreams
 
@@ -208,8 +207,8 @@ class Adapter(nn.Module):
             TypeError: taps that are not floating tensors.
             ValueError: another number of taps, other widths or devices, or clips and segments that do not match.
         """
-        _check_taps("visual_taps", visual_taps, self.visual)
-        _check_taps("audio_taps", audio_taps, self.audio)
+        check_taps("visual_taps", visual_taps, self.visual)
+        check_taps("audio_taps", audio_taps, self.audio)
         rows = len(visual_taps[0])
         if not isinstance(num_segments, int) or num_segments < 1 or rows % num_segments:
             raise ValueError(f"visual_taps hold {rows} segments, which num_segments={num_segments!r} does not divide")
@@ -232,7 +231,7 @@ class Adapter(nn.Module):
         """Consecutive audio taps, from number ``first`` on, with one row a segment whatever the layout."""
         if self.config.audio_layout == "segment":
             return list(audio_taps)
-        return [_cut(tap, segments, i) for i, tap in enumerate(audio_taps, first)]
+        return [cut_spans(tap, segments, i) for i, tap in enumerate(audio_taps, first)]
 
     def _output(self, fused: Fused, visual_taps: Sequence[Tensor], segments: int) -> AdapterOutput:
         def apart(tensor: Tensor) -> Tensor:
@@ -241,7 +240,7 @@ class Adapter(nn.Module):
         features: tuple[Tensor, ...] = ()
         if self.injection is not None:
             sources = {"audio": [fused.audio], "visual": [fused.visual], "both": [fused.audio, fused.visual]}
-            maps = [_map(visual_taps[i], self.visual, i) for i in self.injected]
+            maps = [patch_map(visual_taps[i], self.visual, i) for i in self.injected]
             injected = self.injection([x.flatten(1, 2) for x in maps], torch.cat(sources[self.config.inject_source], 1))
             features = tuple(apart(x.view(shaped.shape)) for x, shaped in zip(injected, maps, strict=True))
         return AdapterOutput(
@@ -371,42 +370,3 @@ def _safetensors() -> Any:
 
 def _described(backbone: FrozenBackbone) -> dict[str, list]:
     return {"taps": list(backbone.tap_names), "widths": list(backbone.widths)}
-
-
-def _check_taps(name: str, taps: Sequence[Tensor], backbone: FrozenBackbone) -> None:
-    """Check that ``taps`` are what ``backbone`` gives, for one batch."""
-    if len(taps) != len(backbone.widths):
-        raise ValueError(f"{name} holds {len(taps)} taps, wanted {len(backbone.widths)}: {backbone.tap_names}")
-    for i, (tap, width) in enumerate(zip(taps, backbone.widths, strict=True)):
-        if not isinstance(tap, Tensor) or not tap.is_floating_point():
-            got = str(tap.dtype) if isinstance(tap, Tensor) else type(tap).__name__
-            raise TypeError(f"{name}[{i}] must be a floating tensor (B, N, D), got {got}")
-        if tap.ndim != 3 or tap.shape[-1] != width or len(tap) != len(taps[0]) or 0 in tap.shape:
-            raise ValueError(
-                f"{name}[{i}] has shape {tuple(tap.shape)}, wanted ({len(taps[0])}, N, {width}): the batch of "
-                f"{name}[0], at least one token, and the width of block {backbone.tap_names[i]!r}"
-            )
-        if tap.device != backbone.device:
-            raise ValueError(f"{name}[{i}] is on {tap.device}, the adapter's backbone on {backbone.device}")
-
-
-def _cut(tap: Tensor, segments: int, i: int) -> Tensor:
-    """(B, T * n, D) -> (B * T, n, D), a view of a tap that is contiguous."""
-    if tap.shape[1] % segments:
-        raise ValueError(
-            f"audio_taps[{i}] has {tap.shape[1]} tokens a clip, which do not divide into {segments} equal spans of "
-            f"time; change the clip's length, or use audio_layout='segment'"
-        )
-    return tap.unflatten(1, (segments, -1)).flatten(0, 1)
-
-
-def _map(tap: Tensor, backbone: FrozenBackbone, i: int) -> Tensor:
-    """(B, prefix + h * w, D) -> (B, h, w, D), a view of the patches' tokens; maps are square."""
-    patches = tap[:, backbone.prefix_tokens :]
-    side = isqrt(patches.shape[1])
-    if side * side != patches.shape[1] or side == 0:
-        raise ValueError(
-            f"visual_taps[{i}] has {patches.shape[1]} tokens beside {backbone.prefix_tokens} of no place, which are no "
-            f"square map; injection wants square frames and blocks that put out patches"
-        )
-    return patches.unflatten(1, (side, side))

@@ -1,10 +1,11 @@
-"""Which blocks of a backbone an adapter taps, and which of the taps it distils or injects tokens into."""
+"""Which blocks of a backbone an adapter taps, what it does with each, and how taps are checked, cut and laid out."""
 
+from collections.abc import Sequence
 from itertools import pairwise
-from math import ceil
+from math import ceil, isqrt
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from fastav.adapters.config import AdapterConfig, Layers
 from fastav.backbones import FrozenBackbone
@@ -76,3 +77,42 @@ def _among(backbone: FrozenBackbone, field: str, wanted: Layers, modality: str) 
             f"is {names}; let FrozenBackbone(module, taps=...) tap these too, or give the bare module"
         )
     return names
+
+
+def check_taps(name: str, taps: Sequence[Tensor], backbone: FrozenBackbone) -> None:
+    """Check that ``taps`` are what ``backbone`` gives, for one batch."""
+    if len(taps) != len(backbone.widths):
+        raise ValueError(f"{name} holds {len(taps)} taps, wanted {len(backbone.widths)}: {backbone.tap_names}")
+    for i, (tap, width) in enumerate(zip(taps, backbone.widths, strict=True)):
+        if not isinstance(tap, Tensor) or not tap.is_floating_point():
+            got = str(tap.dtype) if isinstance(tap, Tensor) else type(tap).__name__
+            raise TypeError(f"{name}[{i}] must be a floating tensor (B, N, D), got {got}")
+        if tap.ndim != 3 or tap.shape[-1] != width or len(tap) != len(taps[0]) or 0 in tap.shape:
+            raise ValueError(
+                f"{name}[{i}] has shape {tuple(tap.shape)}, wanted ({len(taps[0])}, N, {width}): the batch of "
+                f"{name}[0], at least one token, and the width of block {backbone.tap_names[i]!r}"
+            )
+        if tap.device != backbone.device:
+            raise ValueError(f"{name}[{i}] is on {tap.device}, the adapter's backbone on {backbone.device}")
+
+
+def cut_spans(tap: Tensor, segments: int, i: int) -> Tensor:
+    """(B, T * n, D) -> (B * T, n, D), a view of a tap that is contiguous."""
+    if tap.shape[1] % segments:
+        raise ValueError(
+            f"audio_taps[{i}] has {tap.shape[1]} tokens a clip, which do not divide into {segments} equal spans of "
+            f"time; change the clip's length, or use audio_layout='segment'"
+        )
+    return tap.unflatten(1, (segments, -1)).flatten(0, 1)
+
+
+def patch_map(tap: Tensor, backbone: FrozenBackbone, i: int) -> Tensor:
+    """(B, prefix + h * w, D) -> (B, h, w, D), a view of the patches' tokens; maps are square."""
+    patches = tap[:, backbone.prefix_tokens :]
+    side = isqrt(patches.shape[1])
+    if side * side != patches.shape[1] or side == 0:
+        raise ValueError(
+            f"visual_taps[{i}] has {patches.shape[1]} tokens beside {backbone.prefix_tokens} of no place, which are no "
+            f"square map; injection wants square frames and blocks that put out patches"
+        )
+    return patches.unflatten(1, (side, side))
