@@ -13,7 +13,7 @@ from fastav.training.config import OptimizerConfig
 
 try:
     from lightning.pytorch import LightningModule
-    from torchmetrics import SumMetric
+    from torchmetrics import MeanMetric, SumMetric
 except ImportError as error:
     raise ImportError('fastav.training needs lightning: pip install "fastav[training]"') from error
 
@@ -46,6 +46,9 @@ class AudioVisualModule(LightningModule):
         self.adapter, self.task = adapter, task
         self.optimizer_config, self.seed, self.chosen_on = optimizer, seed, chosen_on
         self.scores, self.counted, self.num_scored = task.metric(), SumMetric(), 0
+        # Of an epoch's clips, in metrics, which all processes exchange: one whose clips are all left out has logged
+        # nothing, and Lightning's own means would wait for it.
+        self.loss, self.aux_loss = MeanMetric(), MeanMetric()
 
     @property
     def monitor(self) -> str:
@@ -70,13 +73,19 @@ class AudioVisualModule(LightningModule):
             return sum((p.sum() * 0 for p in self.parameters() if p.requires_grad), torch.zeros(()))
         out, said = self(batch)
         loss = self.task.loss(said, batch)
-        losses = {"train/loss": loss.detach(), "train/aux_loss": out.aux_loss.detach()}
-        self.log_dict(losses, on_step=False, on_epoch=True, batch_size=len(batch["id"]), sync_dist=True)
+        self.loss.update(loss.detach(), len(batch["id"]))
+        self.aux_loss.update(out.aux_loss.detach(), len(batch["id"]))
         self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=len(batch["id"]))
         # Not every task reads all that the adapter gives, but several processes wait for gradients of all parameters.
         # Sums of no clips are zero whatever the numbers are, and so are their gradients.
         unread = sum(part[:0].sum() for part in (out.visual, out.audio, *out.features))
         return loss + out.aux_loss + unread
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's losses, the mean over all processes' clips."""
+        for name, mean in (("loss", self.loss), ("aux_loss", self.aux_loss)):
+            self.log(f"train/{name}", mean.compute())
+            mean.reset()
 
     def on_validation_epoch_start(self) -> None:
         """Score from nothing."""

@@ -124,16 +124,31 @@ class Weighted(nn.Module):
 def test_an_adapters_own_term_is_added_and_logged_apart(adapter):
     module = AudioVisualModule(Weighted(adapter), make_task(), OptimizerConfig())
     logged = {}
-    module.log_dict = lambda values, **_: logged.update(values)
-    module.log = lambda *_, **__: None
+    module.log = lambda name, value, **_: logged.update({name: value})
     batch = next(iter(loader(4, 4)))
     total = module.training_step(batch, 0)
     out = adapter(batch["visual"], batch["audio"])
     assert isinstance(out, AdapterOutput)
     loss = module.task.loss(module.task(out, batch), batch)
+    torch.testing.assert_close(total, loss + 2.5)
+    module.on_train_epoch_end()
     torch.testing.assert_close(logged["train/loss"], loss.detach())
     assert logged["train/aux_loss"] == 2.5
-    torch.testing.assert_close(total, loss + 2.5)
+
+
+def test_an_epochs_loss_is_the_mean_over_its_clips(adapter):
+    """Not over its batches, of which the last may be smaller."""
+    module = AudioVisualModule(adapter, make_task(), OptimizerConfig())
+    logged = {}
+    module.log = lambda name, value, **_: logged.update({name: value})
+    losses = [module.training_step(batch, number).item() for number, batch in enumerate(loader(5, 4))]
+    module.on_train_epoch_end()
+    assert losses[0] != losses[1]
+    assert logged["train/loss"].item() == pytest.approx((4 * losses[0] + losses[1]) / 5, rel=1e-6)
+    module.on_train_epoch_start()
+    first = module.training_step(next(iter(loader(4, 4))), 0).item()
+    module.on_train_epoch_end()
+    assert logged["train/loss"].item() == pytest.approx(first, rel=1e-6)  # nothing is left of the epoch before
 
 
 def test_a_batch_that_was_all_left_out_trains_nothing_and_counts_nothing(adapter):
@@ -157,7 +172,7 @@ def test_a_batch_that_was_all_left_out_takes_part_in_measuring(adapter):
     distillation.measure = lambda taps: (taken.append(len(taps)), measure(taps))
     module.training_step({}, 0)
     assert taken == [0]
-    module.log_dict = module.log = lambda *_, **__: None
+    module.log = lambda *_, **__: None
     module.training_step(next(iter(loader(4, 4))), 0)
     module.training_step({}, 0)
     assert taken == [0, 4]  # measured, so there is nothing to take part in

@@ -1,7 +1,9 @@
 """Two processes share the clips out, and score each exactly once."""
 
+import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -17,9 +19,9 @@ pytestmark = pytest.mark.skipif(not distributed.is_gloo_available(), reason="nee
 
 def fastav(*arguments):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "fastav", *arguments], capture_output=True, text=True, check=False, env=environment
-    )
+    command = [sys.executable, "-m", "fastav", *arguments]
+    # A process that waits for another for ever is to fail the test, not to stop it: these take seconds.
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -49,3 +51,21 @@ def test_two_processes_train_one_adapter_and_score_each_clip_once(ave_root, back
     assert state["distillation.standardization.measured"] == batches
     clips, segments, tokens = 2 * 2 * batches, 10, 5  # the first tap has four patches and a class token
     assert state["distillation.standardization.tokens"][0] == clips * segments * tokens
+
+
+def test_a_process_that_leaves_out_all_its_clips_does_not_stop_the_others(ave_root, backbone_flags, tmp_path):
+    """Two training clips, one a process; the sound of one is broken."""
+    root = tmp_path / "ave"
+    shutil.copytree(ave_root, root)
+    lines = (root / "trainSet.txt").read_text().splitlines()[:2]
+    (root / "trainSet.txt").write_text("\n".join(lines) + "\n")
+    (root / "audio" / f"{lines[0].split('&')[1]}.wav").write_bytes(b"RIFF")
+    run = tmp_path / "run"
+    sizes = ["--adapter.num_tokens=2", "--adapter.width=16", "--adapter.rank=4", "--data.batch_size=1"]
+    training = ["--optimizer.epochs=1", "--trainer.accelerator=cpu", "--trainer.devices=2"]
+    data = [f"--data.root={root}", "--data.num_workers=0", "--data.on_error=skip"]
+    fastav("train", "--task=localization", f"--output={run}", *backbone_flags, *data, *sizes, *training)
+    with (run / "logs" / "metrics.csv").open() as file:
+        losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert len(losses) == 1
+    assert losses[0] > 0  # of the one clip that was read
