@@ -28,6 +28,7 @@ STAGES = [2, 5, 8, 11]  # the last of each quarter: what tokens are injected int
 CLIP_TAPS = sorted({*METTLE_TAPS, *MOLT_TAPS})
 SCENE_TAPS = sorted({*STAGES, *MOLT_TAPS})
 
+LESSONS = 3  # questions of one template that a training clip is asked at most; the other splits' clips are asked one
 BATCH = 16  # clips in a training step, scenes half as many: their maps take more memory
 
 PROBE, POOLED, MUTED = "linear probe, last layers", "mean-pooled, all layers", "Mettle without the sound"
@@ -114,7 +115,7 @@ def parsing(splits: dict[str, Split]) -> Exercise:
 
 def questions(splits: dict[str, Split], text_model: Path | None) -> Exercise:
     """Templated questions about the clips; read by a frozen text transformer, or an LSTM where there is none."""
-    asked = {name: ask(_clips(split)) for name, split in splits.items()}
+    asked = {name: ask(_clips(split), most=LESSONS if name == "train" else 1) for name, split in splits.items()}
     answers, words = asked["train"].answers, Vocabulary.from_questions(asked["train"].text).words
 
     def task(tokens: int, width: int) -> QuestionAnsweringTask:
@@ -144,8 +145,8 @@ def questions(splits: dict[str, Split], text_model: Path | None) -> Exercise:
         ),
         {"accuracy": "accuracy"},
         ("each template's commonest answer", metric.compute()),
-        epochs=10,
-        settling=10,
+        epochs=20,
+        settling=20,
     )
 
 

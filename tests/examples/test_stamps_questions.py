@@ -24,9 +24,15 @@ def material():
     return load_material(None, None)
 
 
+@pytest.fixture(scope="module", params=[1, 3], ids=["one", "three"])
+def most(request):
+    """Questions of one template about the same clip."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def questions(material):
-    return ask(compose(material, "train", MANY, seed=3, image_size=28))
+def questions(material, most):
+    return ask(compose(material, "train", MANY, seed=3, image_size=28), most=most)
 
 
 def answer_of(text, names, seen, heard, side):
@@ -172,14 +178,16 @@ def test_what_one_sense_could_guess_from_is_balanced(questions):
         assert some.count(YES) == some.count(NO)
 
 
-def test_all_types_and_several_questions_a_clip(questions):
+def test_all_types_and_several_questions_a_clip(questions, most):
     assert set(questions.type.tolist()) == set(range(len(QUESTION_TYPES)))
     for number, template in enumerate(TEMPLATES):
         (index,) = questions.type[questions.template == number].unique().tolist()
         assert QUESTION_TYPES[index] == template.type
-    assert len(questions) > 6 * MANY
+    assert len(questions) > {1: 6, 3: 13}[most] * MANY
     assert torch.equal(questions.clip, questions.clip.sort().values)
-    assert len({*zip(questions.clip.tolist(), questions.template.tolist(), strict=True)}) == len(questions)
+    asked = Counter(zip(questions.clip.tolist(), questions.template.tolist(), strict=True))
+    assert max(asked.values()) == most
+    assert len({*zip(questions.clip.tolist(), questions.text, strict=True)}) == len(questions)  # nothing is asked twice
     assert max(len(text.split()) for text in questions.text) <= ASKED
     assert all(text.endswith("?") and "," not in text for text in questions.text)
 

@@ -42,11 +42,11 @@ class Questions(Dataset[dict[str, Any]]):
         answers: all answers that there may be, the same for every split of a material.
     """
 
-    def __init__(self, clips: Clips, seed: int) -> None:
+    def __init__(self, clips: Clips, seed: int, most: int) -> None:
         self.clips, self.answers = clips, answer_list(clips.material)
         rng = np.random.default_rng((seed, SPLITS.index(clips.split), len(clips)))
         facts = [_facts(clips, index, rng) for index in tqdm(range(len(clips)), "asking", delay=1.0, leave=False)]
-        asked = [question for number in range(len(TEMPLATES)) for question in _choose(number, facts, rng)]
+        asked = [question for number in range(len(TEMPLATES)) for question in _choose(number, facts, rng, most)]
         asked.sort(key=lambda question: question[:2])
         self.clip = torch.tensor([question.clip for question in asked], dtype=torch.int64)
         self.template = torch.tensor([question.template for question in asked], dtype=torch.int64)
@@ -73,7 +73,7 @@ class Questions(Dataset[dict[str, Any]]):
         }
 
 
-def ask(clips: Clips, seed: int = 0) -> Questions:
+def ask(clips: Clips, seed: int = 0, most: int = 1) -> Questions:
     """Ask several questions about each of some clips, reproducibly.
 
     Every template's answers are equally common, also among clips that look alike to one sense alone, where the
@@ -83,8 +83,9 @@ def ask(clips: Clips, seed: int = 0) -> Questions:
     Args:
         clips: from `compose`; where things are depends on their `image_size`.
         seed: not negative, of the choice among all questions that could be asked.
+        most: questions of one template about the same clip.
     """
-    return Questions(clips, seed)
+    return Questions(clips, seed, most)
 
 
 def answer_list(material: Material) -> tuple[str, ...]:
@@ -100,8 +101,8 @@ def _facts(clips: Clips, index: int, rng: Generator) -> Facts:
     return Facts(clips.material.class_names, seen, heard, clips.centres(index), absent)
 
 
-def _choose(number: int, facts: list[Facts], rng: Generator) -> list[_Asked]:
-    """Questions of one template, at most one a clip, its answers equally common under every hint."""
+def _choose(number: int, facts: list[Facts], rng: Generator, most: int) -> list[_Asked]:
+    """Questions of one template, at most so many a clip, its answers equally common under every hint."""
     template: Template = TEMPLATES[number]
     bins: defaultdict[tuple[object, str], list[_Asked]] = defaultdict(list)
     filled: Counter[tuple[object, str]] = Counter()
@@ -109,8 +110,9 @@ def _choose(number: int, facts: list[Facts], rng: Generator) -> list[_Asked]:
         candidates = list(template.candidates(facts[clip]))
         rng.shuffle(candidates)
         wanted = [one for one in candidates if template.answers is None or one.answer in template.answers]
-        if wanted:
+        for _ in range(min(most, len(wanted))):
             one = min(wanted, key=lambda one: filled[one.hint, one.answer])
+            wanted.remove(one)
             filled[one.hint, one.answer] += 1
             bins[one.hint, one.answer].append(_Asked(clip, number, one))
     if template.answers is None:
