@@ -44,7 +44,7 @@ class Size:
 SUBSET = Size({"train": 320, "validation": 60, "test": 80}, {"train": 120, "validation": 40, "test": 60}, 1, False)
 ALL = Size(
     {"train": 600, "validation": 100, "test": 150, "cross": 100},
-    {"train": 480, "validation": 60, "test": 80},
+    {"train": 400, "validation": 60, "test": 80},
     3,
     True,
 )

@@ -120,7 +120,9 @@ def questions(splits: dict[str, Split], text_model: Path | None) -> Exercise:
 
     def task(tokens: int, width: int) -> QuestionAnsweringTask:
         folder = None if text_model is None else str(text_model.parent)
-        return QuestionAnsweringTask(words, answers, num_tokens=tokens, width=width, text_model=folder)
+        return QuestionAnsweringTask(
+            words, answers, num_tokens=tokens, width=width, text_model=folder, label_smoothing=0.1
+        )
 
     examples = {
         name: Examples(
