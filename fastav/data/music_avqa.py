@@ -1,6 +1,7 @@
 """MUSIC-AVQA: questions about videos of people who make music, with one of 42 answers."""
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,7 +151,7 @@ class MusicAVQA(MediaTreeDataset[QuestionRow]):
         answers: the answers, also ``class_names``.
 
     Raises:
-        DataError: as the other readers, and an answer that the list does not hold.
+        DataError: as the other readers, an answer that the list does not hold, or segments that there cannot be.
     """
 
     name = "MUSIC-AVQA"
@@ -167,6 +168,10 @@ class MusicAVQA(MediaTreeDataset[QuestionRow]):
         questions: str | None = None,
         **options: Any,
     ) -> None:
+        if not isinstance(num_segments, int) or num_segments < 1:
+            raise DataError(f"num_segments is {num_segments!r}, wanted a whole number of at least 1")
+        if not isinstance(seconds_per_segment, (int, float)) or not 0 < seconds_per_segment < math.inf:
+            raise DataError(f"seconds_per_segment is {seconds_per_segment!r}, wanted a number above 0")
         self.num_segments, self.seconds_per_segment, self.questions = num_segments, seconds_per_segment, questions
         super().__init__(root, split, **options)
         self.answers = self._train_answers() if answers is None else read_answers(answers)

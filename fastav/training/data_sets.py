@@ -1,5 +1,6 @@
 """The data sets by their names on the command line, and which task each is for."""
 
+import inspect
 from typing import Any, NamedTuple
 
 from fastav import data
@@ -35,14 +36,22 @@ class DataSet(NamedTuple):
             DataError: what is on disk cannot be right; says which file and what to do.
             ValueError: the configuration has options that the reader does not.
         """
+        options |= {"media": config.media, "on_error": config.on_error}
         if self.subset is not None:
             options["subset"] = self.subset
-        try:
-            return self.reader(
-                config.root, split, media=config.media, on_error=config.on_error, **options, **config.options
-            )
-        except TypeError as error:
-            raise ValueError(f"data.options: {error}") from error
+        free = sorted(_keywords(self.reader) - {*options, "subset"})
+        unknown = sorted(set(config.options) - set(free))
+        if unknown:
+            has = f"only {', '.join(free)}" if free else "none at all"
+            raise ValueError(f"data.options: {self.reader.__name__} has no {', '.join(unknown)} to choose, {has}")
+        return self.reader(config.root, split, **options, **config.options)
+
+
+def _keywords(reader: Any) -> set[str]:
+    """What a reader takes by name alone, its bases' included."""
+    signatures = [inspect.signature(cls.__init__) for cls in reader.__mro__]
+    parameters = [parameter for signature in signatures for parameter in signature.parameters.values()]
+    return {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
 
 
 _ALL = {

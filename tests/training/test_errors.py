@@ -32,7 +32,17 @@ def train(ave_root, backbone_flags, tmp_path):
         (["--data.root=/nowhere"], "/nowhere is no folder: give the folder that holds the data set"),
         (["--data.name=llp"], "'llp' is for the task 'parsing'; for 'localization' give ave"),
         (["--task=segmentation"], "data.name is not given; for 'segmentation' give avsbench-s4 or avsbench-ms3"),
-        (["--data.options={subset: s4}"], "data.options: "),
+        (["--data.options={subset: s4}"], "data.options: AVE has no subset to choose, none at all"),
+        (["--data.options={media: x}"], "data.options: AVE has no media to choose, none at all"),
+        (
+            ["--task=question_answering", "--data.options={asked: x}"],
+            "data.options: MusicAVQA has no asked to choose, only answers, num_segments, questions, "
+            "seconds_per_segment",
+        ),
+        (
+            ["--task=question_answering", "--data.options={num_segments: many}"],
+            "num_segments is 'many', wanted a whole number of at least 1",
+        ),
         (["--data.batch_size=0"], "batch_size is 0, wanted at least 1"),
         (["--seed=-1"], "--seed is -1, wanted 0 ... 4294967295"),
         (["--seed=4294967296"], "--seed is 4294967296, wanted 0 ... 4294967295"),
