@@ -44,7 +44,7 @@ class Exercise:
         name: what the table calls it.
         examples: by split, "train", "validation" and "test" at least.
         methods: by name, how to make a new model.
-        columns: headings of the table and the score under each, a key of the task's metric.
+        shown: what the table calls each score that it shows, and the score, a key of the task's metric.
         chance: what knows nothing of the clips, and its scores on the test split.
         epochs: of the adapters.
         settling: epochs of the linear probe and the mean-pooled baseline, which settle more slowly; validation chooses.
@@ -54,7 +54,7 @@ class Exercise:
     name: str
     examples: dict[str, Examples]
     methods: dict[str, Callable[[], Model]]
-    columns: dict[str, str]
+    shown: dict[str, str]
     chance: tuple[str, Mapping[str, Tensor]]
     epochs: int
     settling: int

@@ -18,22 +18,15 @@ LEADS = ((METTLE, POOLED), (MOLT, POOLED), (MOLT, METTLE), (METTLE, MUTED))
 
 def scores(exercises: Sequence[Exercise], runs: Runs) -> str:
     """One table of all methods and exercises on the test splits: means over seeds, with standard deviations."""
-    head, below = ["method"], [""]
-    for exercise in exercises:
-        for heading in exercise.columns:
-            head.append(exercise.name)
-            below.append(heading)
-    head = [f"{name}: {heading}" if heading else name for name, heading in zip(head, below, strict=True)]
-    rows = [["nothing learned"]]
-    for exercise in exercises:
-        rows[0] += [f"{100 * exercise.chance[1][key].item():.1f}" for key in exercise.columns.values()]
     methods = dict.fromkeys(name for exercise in exercises for name in exercise.methods)
-    for method in methods:
-        row = [method]
-        for exercise in exercises:
-            some = runs[exercise.name].get(method)
-            row += [_mean(run.scores["test"][key] for run in some) if some else "" for key in exercise.columns.values()]
-        rows.append(row)
+    rows = []
+    for exercise in exercises:
+        of = runs[exercise.name]
+        for heading, key in exercise.shown.items():
+            nothing = f"{100 * exercise.chance[1][key].item():.1f}"
+            found = (_mean(run.scores["test"][key] for run in of[one]) if one in of else "" for one in methods)
+            rows.append([exercise.name, heading, nothing, *found])
+    head = ["exercise", "score", "nothing learned", *methods]
     return _table(head, rows)
 
 
