@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -13,6 +14,7 @@ from fastav.adapters.config import AdapterConfig, read_config
 from fastav.adapters.distillation import LayerCentricDistillation, PoolingWeights
 from fastav.adapters.groups import parameter_groups
 from fastav.adapters.injection import Injection
+from fastav.adapters.storage import load_tensors, save_tensors
 from fastav.adapters.taps import check_taps, choose_taps, cut_spans, patch_map
 from fastav.backbones import FrozenBackbone
 from fastav.backbones.streams import SideStreams
@@ -304,20 +306,21 @@ class Adapter(nn.Module):
             directory: made if it is not there.
             is_main_process: False writes nothing; for all but one process of several.
         """
-        save_file = _safetensors().save_file
         if not is_main_process:
             return
         from fastav import __version__
 
-        self.config.save_pretrained(
-            directory, fastav_version=__version__, visual=_described(self.visual), audio=_described(self.audio)
-        )
-        state = {
-            name: value.detach().contiguous()
-            for name, value in self.state_dict().items()
-            if not name.startswith(("visual.", "audio."))
+        chosen = {
+            modality: {
+                **_described(backbone),
+                "distilled": [backbone.tap_names[i] for i in self.distilled[modality]],
+                "injected": [backbone.tap_names[i] for i in injected],
+            }
+            for modality, backbone, injected in (("visual", self.visual, self.injected), ("audio", self.audio, ()))
         }
-        save_file(state, Path(directory) / WEIGHTS_NAME, metadata={"format": "pt"})
+        self.config.save_pretrained(directory, fastav_version=__version__, **chosen)
+        own = {name: x for name, x in self.state_dict().items() if not name.startswith(("visual.", "audio."))}
+        save_tensors(own, Path(directory) / WEIGHTS_NAME)
 
     @classmethod
     def from_pretrained(
@@ -336,36 +339,36 @@ class Adapter(nn.Module):
 
         Raises:
             FileNotFoundError: one of the two files is missing.
-            ValueError: the backbones' taps are not those that the adapter was trained on.
+            ValueError: the backbones' taps are not those that the adapter was trained on, or a file is damaged.
         """
         saved = read_config(directory)
-        if "visual" not in saved or "audio" not in saved:
-            raise ValueError(f"{directory} holds a configuration alone; wanted what an adapter's save_pretrained wrote")
+        wanted = {"taps", "widths", "distilled", "injected"}
+        if not all(wanted <= set(saved.get(modality, ())) for modality in ("visual", "audio")):
+            raise ValueError(
+                f"{directory} holds no adapter's configuration; wanted what an adapter's save_pretrained wrote"
+            )
         config = cls.config_class.from_pretrained(directory)
         backbones = {}
         for modality, module in (("visual", visual), ("audio", audio)):
             if not isinstance(module, FrozenBackbone):
                 module = FrozenBackbone(module, saved[modality]["taps"])
-            if _described(module) != saved[modality]:
+            trained_on = {name: saved[modality][name] for name in ("taps", "widths")}
+            if _described(module) != trained_on:
                 raise ValueError(
                     f"the {modality} backbone has the taps {_described(module)}, "
-                    f"the adapter in {directory} was trained on {saved[modality]}"
+                    f"the adapter in {directory} was trained on {trained_on}"
                 )
             backbones[modality] = module
-        adapter = cls(**backbones, config=config)
+        # By name: what "stages" or None mean depends on all blocks, of which only those that were tapped are here.
+        layers = {modality: saved[modality]["distilled"] for modality in backbones}
+        explicit = replace(config, layers=layers, inject_stages=saved["visual"]["injected"] or None)
+        adapter = cls(**backbones, config=explicit)
+        adapter.config = config
         path = Path(directory) / WEIGHTS_NAME
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not there; wanted a directory that save_pretrained wrote")
-        adapter.load_state_dict(_safetensors().load_file(path))
+        adapter.load_state_dict(load_tensors(path))
         return adapter.eval()
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError('saving and loading adapters needs safetensors: pip install "fastav[training]"') from error
-    return safetensors.torch
 
 
 def _described(backbone: FrozenBackbone) -> dict[str, list]:

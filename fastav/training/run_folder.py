@@ -12,7 +12,7 @@ import yaml
 from torch import nn
 
 from fastav.adapters import Adapter, adapter_class
-from fastav.data.optional import load_optional
+from fastav.adapters.storage import load_tensors, save_tensors
 from fastav.tasks.task import Task
 from fastav.training.arguments import read_yaml
 
@@ -80,32 +80,38 @@ class RunFolder:
     def save_best(self, adapter: Adapter, task: Task, record: dict[str, Any]) -> None:
         """Write ``best/``, over an earlier epoch's."""
         adapter.save_pretrained(self.best)
-        state = {name: value.detach().contiguous() for name, value in task.state_dict().items()}
-        _safetensors().save_file(state, self.best / "head.safetensors", metadata={"format": "pt"})
+        save_tensors(task.state_dict(), self.best / "head.safetensors")
         self._record.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
     def read_record(self) -> dict[str, Any]:
         """What :meth:`save_best` was given.
 
         Raises:
-            ValueError: no epoch was finished yet.
+            ValueError: no epoch was finished yet, or the file is damaged.
         """
         if not self._record.is_file():
             how = "go on with fastav train --resume true" if self.last.is_file() else "start it anew with fastav train"
             raise ValueError(f"{self.path} holds no finished epoch yet: {how}")
-        return json.loads(self._record.read_text(encoding="utf-8"))
+        try:
+            return json.loads(self._record.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{self._record} is damaged ({error}): copy it again, or train again") from error
 
     def load_adapter(self, method: str, *, visual: nn.Module, audio: nn.Module) -> Adapter:
         """The best epoch's adapter on these backbones, in eval mode.
 
         Raises:
-            ValueError: the backbones are others than those that it was trained on.
+            ValueError: the backbones are others than those that it was trained on, or a file is damaged.
         """
         return adapter_class(method).from_pretrained(self.best, visual=visual, audio=audio)
 
     def load_head(self, task: Task) -> Task:
-        """The best epoch's weights into a task that was built from the same options; in eval mode."""
-        task.load_state_dict(_safetensors().load_file(self.best / "head.safetensors"))
+        """The best epoch's weights into a task that was built from the same options; in eval mode.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        task.load_state_dict(load_tensors(self.best / "head.safetensors"))
         return task.eval()
 
 
@@ -119,7 +125,3 @@ def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") 
             yield from _differences(one, other, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key} was {one!r} and is {other!r}"
-
-
-def _safetensors() -> Any:
-    return load_optional("safetensors.torch", by="runs", extra="training")

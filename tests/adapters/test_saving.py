@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from timm.models import VisionTransformer
 from torch import nn
 
 from fastav import FrozenBackbone, MettleAdapter, MettleConfig, create_adapter
@@ -44,6 +45,45 @@ def test_reloads_to_the_same_bits(vit, whisper, inputs, tmp_path, options):
     assert again.distillation.standardization.measuring  # 3 of 8 batches measured: it goes on where it stopped
 
 
+@pytest.mark.parametrize(
+    ("method", "depth", "options", "injected"),
+    [
+        ("molt", 12, {}, (2, 5, 8, 11)),  # distils the last four blocks, other quarters than those of its taps
+        ("molt", 20, {}, (4, 9, 14, 19)),  # distils five, more than a quarter of its taps
+        ("mettle", 12, {"layers": {"visual": 6, "audio": 1}}, (2, 5, 8, 11)),
+        ("mettle", 12, {}, (2, 5, 8, 11)),
+    ],
+)
+def test_reloads_onto_the_blocks_that_it_was_trained_with(whisper, inputs, tmp_path, method, depth, options, injected):
+    """What "stages" and None mean depends on how many blocks there are, not on how many of them were tapped."""
+    torch.manual_seed(1)
+    deep = VisionTransformer(img_size=32, patch_size=16, embed_dim=8, depth=depth, num_heads=2, num_classes=0)
+    adapter = create_adapter(method, visual=deep, audio=whisper, inject_stages="stages", **options).eval()
+    assert [adapter.visual.tap_names[i] for i in adapter.injected] == [f"blocks.{i}" for i in injected]
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape) * parameter.requires_grad
+    adapter.save_pretrained(tmp_path)
+    again = type(adapter).from_pretrained(tmp_path, visual=deep, audio=whisper)
+    assert (again.distilled, again.injected) == (adapter.distilled, adapter.injected)
+    assert again.config == adapter.config
+    one, other = adapter(*inputs), again(*inputs)
+    assert len(one.features) == len(other.features) == 4
+    for a, b in zip((one.visual, one.audio, *one.features), (other.visual, other.audio, *other.features), strict=True):
+        assert torch.equal(a, b)
+    again.save_pretrained(tmp_path / "again")
+    files = [(folder / "adapter_config.json").read_text() for folder in (tmp_path, tmp_path / "again")]
+    assert files[0] == files[1]
+
+
+def test_damaged_weights_are_named(vit, whisper, tmp_path):
+    MettleAdapter(vit, whisper).save_pretrained(tmp_path)
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors is damaged"):
+        MettleAdapter.from_pretrained(tmp_path, visual=vit, audio=whisper)
+
+
 def test_files_hold_the_adapter_alone(vit, whisper, inputs, tmp_path):
     adapter = trained(vit, whisper, inputs)
     adapter.save_pretrained(tmp_path)
@@ -56,7 +96,8 @@ def test_files_hold_the_adapter_alone(vit, whisper, inputs, tmp_path):
     assert set(weights) == own | statistics
     values = json.loads((tmp_path / "adapter_config.json").read_text())
     assert values["method"] == "mettle"
-    assert values["visual"] == {"taps": ["blocks.0", "blocks.1", "blocks.2"], "widths": [48, 48, 48]}
+    blocks = ["blocks.0", "blocks.1", "blocks.2"]
+    assert values["visual"] == {"taps": blocks, "widths": [48, 48, 48], "distilled": blocks, "injected": []}
     assert MettleConfig.from_pretrained(tmp_path) == adapter.config
 
 
