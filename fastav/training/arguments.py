@@ -96,17 +96,23 @@ def run_parser(arguments: Sequence[str], command: str, description: str, *sectio
     It has flags for some ``sections`` of the configuration, with the run's own values as defaults.
 
     Raises:
-        ValueError: the first argument is no run's folder.
+        ValueError: the first argument is no run's folder, or a flag.
     """
     from fastav.training.run_folder import RunFolder
 
+    if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
+        raise ValueError(f"the run's folder comes first, as in: fastav {command} RUN {arguments[0]}")
     parser = ArgumentParser(prog=f"fastav {command}", description=description)
     parser.add_argument("run", type=str, help="the folder that fastav train wrote; comes first")
     for name in sections:
         parser.add_class_arguments(SECTIONS[name], name)
     if arguments and not arguments[0].startswith("-"):
-        config = RunFolder(arguments[0]).read_config()
-        parser.set_defaults({name: config.get(name, {}) for name in sections})
+        folder = RunFolder(arguments[0])
+        config = folder.read_config()
+        try:
+            parser.set_defaults({name: config.get(name, {}) for name in sections})
+        except KeyError as error:
+            raise ValueError(f"{folder.config} is not what this version of fastav writes: {error}") from error
     return parser
 
 
@@ -114,12 +120,20 @@ def _chosen(arguments: Sequence[str]) -> tuple[str, str | None]:
     """The method and the task that the arguments, or the files they name, ask for; later ones count."""
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag in ("--config", "--method", "--task"):
-        peek.add_argument(flag, action="append", default=[])
+        peek.add_argument(flag, action=_InOrder, dest="given", default=[])
     known, _ = peek.parse_known_args([argument for argument in arguments if argument not in ("-h", "--help")])
     chosen: dict[str, Any] = {"method": "mettle", "task": None}
-    for file in known.config:
-        chosen |= {key: value for key, value in read_yaml(file).items() if key in chosen}
-    return (known.method or [chosen["method"]])[-1], (known.task or [chosen["task"]])[-1]
+    for flag, value in known.given:
+        entries = read_yaml(value) if flag == "--config" else {flag.removeprefix("--"): value}
+        chosen |= {key: entry for key, entry in entries.items() if key in chosen}
+    return chosen["method"], chosen["task"]
+
+
+class _InOrder(argparse.Action):
+    """Keeps flags and their values as they came, in one list for all flags of this action."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        namespace.given = [*namespace.given, (option_string, values)]
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from importlib import import_module
 
 from fastav import __version__
 from fastav.data.errors import DataError
+from fastav.training.errors import RunError
 
 #: What the commands do, in the order of the help; each is a module of this package with a function ``main``.
 COMMANDS = {
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with plainly():  # of the imports, for a package that is missing
             run: Callable[[Sequence[str]], int] = import_module(f"fastav.training.{COMMANDS[command][0]}").main
         return run(given[1:])
-    except (UserError, DataError) as error:
+    except (UserError, DataError, RunError) as error:
         print(f"fastav {command}: {_last_words(error)}", file=sys.stderr)
         return 2
 

@@ -58,11 +58,13 @@ def _report(run: Loaded, name: str, split: ClipDataset, scored: Scored) -> None:
         "chosen_by": run.record["chosen_by"],
         "scores": {name: None if isnan(value) else value for name, value in scored.scores.items()},
     }
-    written = run.folder.path / f"scores-{name}.json"
-    written.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
     print(table(scored.scores))
     without = f", {left_out} left out" if left_out else ""
-    print(f"{scored.clips} clips of {name}{without}; percent; also in {written}")
+    print(f"{scored.clips} clips of {name}{without}; percent")
+    written = run.folder.path / f"scores-{name}.json"
+    with plainly():
+        written.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+    print(f"also in {written}")
     if name == "test" and run.record["chosen_by"].startswith("test/"):
         print("note: this run's epoch was chosen on the test split: the score is optimistic", file=sys.stderr)
 

@@ -10,10 +10,11 @@ from torch import Tensor
 from fastav.adapters import Adapter, AdapterOutput
 from fastav.tasks.task import Batch, Task
 from fastav.training.config import OptimizerConfig
+from fastav.training.errors import RunError
 
 try:
     from lightning.pytorch import LightningModule
-    from torchmetrics import MeanMetric, SumMetric
+    from torchmetrics import Metric, SumMetric
 except ImportError as error:
     raise ImportError('fastav.training needs lightning: pip install "fastav[training]"') from error
 
@@ -34,6 +35,7 @@ class AudioVisualModule(LightningModule):
 
     Attributes:
         num_scored: clips that were counted in the last scores, of all processes.
+        num_steps: of the optimizer, in the whole training.
     """
 
     #: With few clips on many devices, some device may have none to score.
@@ -48,7 +50,8 @@ class AudioVisualModule(LightningModule):
         self.scores, self.counted, self.num_scored = task.metric(), SumMetric(), 0
         # Of an epoch's clips, in metrics, which all processes exchange: one whose clips are all left out has logged
         # nothing, and Lightning's own means would wait for it.
-        self.loss, self.aux_loss = MeanMetric(), MeanMetric()
+        self.loss, self.aux_loss = _MeanOverClips(), _MeanOverClips()
+        self.num_steps = self.resumed_steps = 0
 
     @property
     def monitor(self) -> str:
@@ -59,6 +62,26 @@ class AudioVisualModule(LightningModule):
         """What the adapter and the task's head make of a batch with ``visual`` and ``audio``."""
         out = self.adapter(batch["visual"], batch["audio"])
         return out, self.task(out, batch)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep how many steps the learning rate's schedule has."""
+        checkpoint["num_steps"] = self.num_steps
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember how many it had."""
+        self.resumed_steps = checkpoint["num_steps"]
+
+    def on_train_start(self) -> None:
+        """Refuse to go on with a schedule of another length, on which the learning rate would jump.
+
+        Raises:
+            RunError: the run has another number of steps now.
+        """
+        if self.resumed_steps not in (0, self.num_steps):
+            raise RunError(
+                f"the run was to have {self.resumed_steps} steps and would have {self.num_steps} now, so that its "
+                f"learning rate would jump: resume it with as many clips and devices as it was started with"
+            )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Start this step's random numbers."""
@@ -86,6 +109,19 @@ class AudioVisualModule(LightningModule):
         for name, mean in (("loss", self.loss), ("aux_loss", self.aux_loss)):
             self.log(f"train/{name}", mean.compute())
             mean.reset()
+
+    def on_validation_start(self) -> None:
+        """Refuse weights that training has spoilt: their scores would look like any others.
+
+        Raises:
+            RunError: some are not finite.
+        """
+        spoilt = [name for name, p in self.named_parameters() if p.requires_grad and not p.isfinite().all()]
+        if spoilt:
+            raise RunError(
+                f"epoch {self.current_epoch + 1}: {len(spoilt)} of the trained weights are not finite any more, "
+                f"{spoilt[0]} among them: give a lower --optimizer.lr, or --trainer.precision 32-true"
+            )
 
     def on_validation_epoch_start(self) -> None:
         """Score from nothing."""
@@ -121,12 +157,35 @@ class AudioVisualModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW; the learning rate rises over the warm-up and falls on a cosine to zero at the last step."""
         config, steps = self.optimizer_config, int(self.trainer.estimated_stepping_batches)
+        self.num_steps = steps
         optimizer = torch.optim.AdamW(parameter_groups(self.adapter, self.task, config.weight_decay), config.lr)
         warm_up = max(1, round(config.warm_up * steps))
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * step / steps))
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class _MeanOverClips(Metric):
+    """The mean over all processes' clips; torchmetrics' own leaves NaNs out, and waits for the device to find them."""
+
+    full_state_update = False
+    total: Tensor
+    clips: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("clips", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, mean: Tensor, clips: int) -> None:
+        """Count a batch: its mean, and of how many clips that is."""
+        self.total += mean * clips
+        self.clips += clips
+
+    def compute(self) -> Tensor:
+        """The mean; NaN of no clips."""
+        return self.total / self.clips
 
 
 def parameter_groups(adapter: Adapter, task: Task, weight_decay: float) -> list[dict[str, Any]]:

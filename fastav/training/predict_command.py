@@ -48,10 +48,15 @@ def main(arguments: Sequence[str]) -> int:
             "--output", type=str, default=None, help="the folder; by default RUN/predictions-SPLIT or -VIDEO's name"
         )
         values = parser.parse_args(list(arguments))
+        if values.question is not None and values.video is None:
+            raise ValueError("--question is asked of a --video; a split's clips have questions of their own")
         data, trainer_config = (SECTIONS[name](**values[name].as_dict()) for name in ("data", "trainer"))
         run = load_run(values.run, data)
         clips: Any = run.open(values.split) if values.video is None else [_video(run, values)]
-        trainer_config.devices = 1  # one process writes the files
+        if isinstance(trainer_config.devices, list):  # one process writes the files
+            trainer_config.devices = trainer_config.devices[:1]
+        else:
+            trainer_config.devices = 1
         what = values.split if values.video is None else Path(values.video).stem
         folder = Path(values.output or run.folder.path / f"predictions-{what}")
         files = PredictionFiles(folder, run.record["class_names"], run.open.seconds_per_segment)

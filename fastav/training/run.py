@@ -23,11 +23,34 @@ try:
     from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
     from lightning.pytorch.loggers import CSVLogger
     from lightning.pytorch.strategies import DDPStrategy
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 except ImportError as error:
     raise ImportError('fastav.training needs lightning: pip install "fastav[training]"') from error
 
 
-class BestEpoch(ModelCheckpoint):
+class Checkpoint(ModelCheckpoint):
+    """Lightning's, for folders that may be moved or copied before a run goes on: only the paths are then others."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state over with this folder's paths."""
+
+        def here(path: str) -> str:
+            return str(Path(self.dirpath or "") / Path(path).name) if path else path
+
+        paths = {name: here(state_dict[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        best = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": best, "dirpath": self.dirpath})
+
+
+class Patience(EarlyStopping):
+    """Lightning's, that also knows when a run that is resumed had ended already."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop before the first epoch if patience had run out."""
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
+
+
+class BestEpoch(Checkpoint):
     """Keeps the best epoch's checkpoint, and its adapter and head as :class:`RunFolder` has them.
 
     Args:
@@ -100,13 +123,15 @@ def set_up_training(config: TrainConfig) -> Training:
         "backbones": {modality: fingerprint(getattr(adapter, modality).module) for modality in ("visual", "audio")},
     }
     # Not the best epoch's `save_last`: that would keep only those last epochs that were the best, too.
-    last = ModelCheckpoint(folder.checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+    last = Checkpoint(folder.checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False)
     callbacks: list[Callback] = [BestEpoch(folder, module.monitor, record), last]
     if config.optimizer.patience is not None:
-        callbacks.append(EarlyStopping(module.monitor, mode="max", patience=config.optimizer.patience))
+        callbacks.append(Patience(module.monitor, mode="max", patience=config.optimizer.patience))
     trainer = make_trainer(config.trainer, config.optimizer, callbacks, folder.new_logs())
     if trainer.is_global_zero:  # of several processes the others would meet what this one wrote
         folder.start(asdict(config))
+    if config.resume:
+        folder.check_resumable(record)
     clips = Clips(config.data, train=train, validation=judge, seed=config.seed)
     return Training(folder, module, clips, trainer, config.resume)
 
@@ -148,12 +173,9 @@ def load_run(path: str | Path, data: DataConfig | None = None) -> Loaded:
     record = folder.read_record()
     pair = build_pair(config)
     adapter = folder.load_adapter(config.method, visual=pair.visual, audio=pair.audio)
-    for modality, trained_on in record["backbones"].items():
-        if fingerprint(getattr(adapter, modality).module) != trained_on:
-            raise ValueError(
-                f"{modality}: the backbone's weights are not those that {folder.path} was trained on: give the same "
-                f"weights as its {folder.config.name} says"
-            )
+    folder.check_backbones(
+        {modality: fingerprint(getattr(adapter, modality).module) for modality in record["backbones"]}
+    )
     task = folder.load_head(build_task(config.task, record["options"]))
     opener = Opener(adapter, pair.data, config.data, record["class_names"])
     return Loaded(folder, config, record, adapter, task, opener)
@@ -196,7 +218,7 @@ def make_trainer(
             use_distributed_sampler=False,
             enable_model_summary=False,
         )
-    except RuntimeError as error:  # Lightning's own errors among them
+    except (RuntimeError, TypeError, MisconfigurationException) as error:
         raise ValueError(f"trainer: {error}") from error
 
 

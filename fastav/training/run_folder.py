@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import yaml
 from torch import nn
@@ -18,7 +19,7 @@ from fastav.training.arguments import read_yaml
 
 CONFIG_NAME = "config.yaml"
 #: What a resumed run may have otherwise than it had at first.
-_FREE = ("output", "resume", "trainer", "data")
+_FREE = ("output", "resume", "trainer", "data.root", "data.media", "data.on_error", "data.num_workers")
 
 
 class RunFolder:
@@ -61,6 +62,35 @@ class RunFolder:
             raise ValueError(f"{self.path} holds a run already: choose another --output{further}")
         self.path.mkdir(parents=True, exist_ok=True)
         self.config.write_text(yaml.safe_dump(wanted, sort_keys=False), encoding="utf-8")
+
+    def check_resumable(self, record: dict[str, Any]) -> None:
+        """Check that what a run is built from now is what it was built from; ``record`` as :meth:`save_best` has it.
+
+        Raises:
+            ValueError: other classes, options or weights, or a checkpoint that is damaged.
+        """
+        if not is_zipfile(self.last):
+            raise ValueError(f"{self.last} is damaged, no checkpoint to resume from: choose another --output")
+        before = self.read_record()
+        self.check_backbones(record["backbones"])
+        for name, what in (("class_names", "classes or answers"), ("options", "options of the head")):
+            if before[name] != json.loads(json.dumps(record[name])):
+                raise ValueError(
+                    f"the data set has other {what} than {self.path} was trained on: give the data set's own files"
+                )
+
+    def check_backbones(self, fingerprints: dict[str, Any]) -> None:
+        """Check that the backbones' weights are those of the training; their fingerprints by modality.
+
+        Raises:
+            ValueError: they are others.
+        """
+        for modality, trained_on in self.read_record()["backbones"].items():
+            if fingerprints[modality] != trained_on:
+                raise ValueError(
+                    f"{modality}: the backbone's weights are not those that {self.path} was trained on: give the same "
+                    f"weights as its {self.config.name} says"
+                )
 
     def new_logs(self) -> Path:
         """A folder for logs that is not there yet: ``logs``, of a run that is resumed ``logs-2`` and so on."""
@@ -119,7 +149,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") 
     """Where two configurations differ, in words, but for what is free."""
     for key in before | now:
         one, other = before.get(key), now.get(key)
-        if one == other or (not prefix and key in _FREE):
+        if one == other or f"{prefix}{key}" in _FREE:
             continue
         if isinstance(one, dict) and isinstance(other, dict):
             yield from _differences(one, other, f"{prefix}{key}.")

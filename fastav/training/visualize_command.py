@@ -34,10 +34,13 @@ def main(arguments: Sequence[str]) -> int:
         parser.add_argument("--audio_layer", type=int, default=-1, help=layer.format("audio"))
         parser.add_argument("--output", type=str, default=None, help="the PNG; by default RUN/attention-ID.png")
         values = parser.parse_args(list(arguments))
+        if values.id is not None and values.video is not None:
+            raise ValueError("--id names a clip of a split and --video a media file: give one of them")
         run = load_run(values.run, SECTIONS["data"](**values.data.as_dict()))
         clip = _clip(run, values)
         name = str(clip["id"]).replace("/", "-")  # AVSBench's are category/name
         path = Path(values.output or run.folder.path / f"attention-{name}.png")
+        path = path if path.suffix else path.with_suffix(".png")
         draw_clip(run, clip, path, visual_layer=values.visual_layer, audio_layer=values.audio_layer)
     print(path)
     return 0

@@ -1,5 +1,6 @@
 """Tiny backbones and data sets on disk, in which what is seen and heard says what the label is."""
 
+import csv
 import json
 import os
 
@@ -18,6 +19,18 @@ COLOURS = ((230, 30, 30), (30, 230, 30), (30, 30, 230))
 TONES = (300, 900, 2500)  # Hz
 AVE_NAMES = ("Church bell", "Bark", "Cat")
 RATE = 16000
+
+FAST = [
+    "--adapter.num_tokens=2",
+    "--adapter.width=16",
+    "--adapter.rank=4",
+    "--adapter.standardize_batches=2",
+    "--data.num_workers=0",
+    "--data.batch_size=4",
+    "--trainer.accelerator=cpu",
+    "--trainer.devices=1",
+    "--optimizer.lr=0.01",
+]
 
 
 @pytest.fixture(scope="session")
@@ -171,3 +184,30 @@ def qa_root(tmp_path_factory):
                 )
         (root / "json" / f"avqa-{split}.json").write_text(json.dumps(entries))
     return root
+
+
+@pytest.fixture(scope="session")
+def flags(backbone_flags):
+    return [*backbone_flags, *FAST]
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory, ave_root, flags):
+    """A finished run; not to be written to."""
+    folder = tmp_path_factory.mktemp("runs") / "ave"
+    arguments = ["--task=localization", f"--data.root={ave_root}", f"--output={folder}", "--optimizer.epochs=5"]
+    from fastav.training.cli import main
+
+    assert main(["train", *arguments, *flags]) == 0
+    return folder
+
+
+def epochs(run, logs="logs"):
+    """What was logged, by name: a list of numbers, one an epoch."""
+    columns = {}
+    with (run / logs / "metrics.csv").open() as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                if value:
+                    columns.setdefault(name, []).append(float(value))
+    return columns

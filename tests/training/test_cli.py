@@ -1,6 +1,5 @@
 """The commands end to end, on clips that are learnt in seconds."""
 
-import csv
 import json
 import shutil
 
@@ -12,45 +11,8 @@ import yaml
 from fastav.data import collate
 from fastav.training.arguments import train_config, train_parser
 from fastav.training.cli import main
-from fastav.training.module import AudioVisualModule
 from fastav.training.run import set_up_training
-
-FAST = [
-    "--adapter.num_tokens=2",
-    "--adapter.width=16",
-    "--adapter.rank=4",
-    "--adapter.standardize_batches=2",
-    "--data.num_workers=0",
-    "--data.batch_size=4",
-    "--trainer.accelerator=cpu",
-    "--trainer.devices=1",
-    "--optimizer.lr=0.01",
-]
-
-
-@pytest.fixture(scope="session")
-def flags(backbone_flags):
-    return [*backbone_flags, *FAST]
-
-
-@pytest.fixture(scope="session")
-def run(tmp_path_factory, ave_root, flags):
-    """A finished run; not to be written to."""
-    folder = tmp_path_factory.mktemp("runs") / "ave"
-    arguments = ["--task=localization", f"--data.root={ave_root}", f"--output={folder}", "--optimizer.epochs=5"]
-    assert main(["train", *arguments, *flags]) == 0
-    return folder
-
-
-def epochs(run, logs="logs"):
-    """What was logged, by name: a list of numbers, one an epoch."""
-    columns = {}
-    with (run / logs / "metrics.csv").open() as file:
-        for row in csv.DictReader(file):
-            for name, value in row.items():
-                if value:
-                    columns.setdefault(name, []).append(float(value))
-    return columns
+from tests.training.conftest import epochs
 
 
 def lines(folder):
@@ -145,68 +107,6 @@ def write_video(path, seconds):
     return path
 
 
-class PowerCut(BaseException):
-    """What no command can catch."""
-
-
-def break_off(monkeypatch, command, epoch):
-    """Run a command until this epoch's first batch."""
-
-    def cut(self, *_):
-        if self.current_epoch == epoch:
-            raise PowerCut
-
-    with monkeypatch.context() as patched:
-        patched.setattr(AudioVisualModule, "on_train_batch_end", cut)
-        with pytest.raises(PowerCut):
-            main(command)
-
-
-def test_a_run_that_broke_in_its_first_epoch_starts_anew(run, tmp_path, monkeypatch, capsys):
-    folder = tmp_path / "broken"
-    command = ["train", f"--config={run / 'config.yaml'}", f"--output={folder}", "--optimizer.epochs=1"]
-    break_off(monkeypatch, command, epoch=0)
-    assert (folder / "config.yaml").is_file()
-    assert main([*command, "--resume=true"]) == 2
-    assert "leave --resume out to start anew" in capsys.readouterr().err
-    assert main(["evaluate", str(folder)]) == 2
-    assert "holds no finished epoch yet: start it anew with fastav train" in capsys.readouterr().err
-    assert main([*command, "--seed=3"]) == 0
-    assert yaml.safe_load((folder / "config.yaml").read_text())["seed"] == 3
-    assert main(["evaluate", str(folder)]) == 0
-
-
-def test_a_finished_run_without_its_checkpoints_is_not_written_over(run, tmp_path, capsys):
-    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
-    command = ["train", f"--config={run / 'config.yaml'}", f"--output={tmp_path / 'run'}"]
-    for more in ([], ["--resume=true"]):
-        assert main([*command, *more]) == 2
-        assert capsys.readouterr().err.strip().endswith(": choose another --output")
-
-
-def test_a_resumed_run_ends_in_the_same_bits(run, tmp_path, monkeypatch):
-    config, folder = run / "config.yaml", tmp_path / "broken"
-    command = ["train", f"--config={config}", f"--output={folder}"]
-    break_off(monkeypatch, command, epoch=3)
-    assert len(epochs(folder)["train/loss"]) == 3
-    assert main([*command, "--resume=true"]) == 0
-    straight, resumed = (torch.load(place / "checkpoints" / "last.ckpt", weights_only=False) for place in (run, folder))
-    assert resumed["epoch"] == straight["epoch"] == 4
-    for name, value in straight["state_dict"].items():
-        assert torch.equal(resumed["state_dict"][name], value), name
-    assert epochs(folder)["train/loss"] + epochs(folder, "logs-2")["train/loss"] == epochs(run)["train/loss"]
-    records = [json.loads((place / "best" / "record.json").read_text()) for place in (run, folder)]
-    assert records[0] == records[1]
-
-
-def test_a_resumed_run_must_be_the_same_run(run, capsys):
-    command = ["train", f"--config={run / 'config.yaml'}", f"--output={run}"]
-    assert main([*command, "--resume=true", "--optimizer.lr=0.5"]) == 2
-    assert "optimizer.lr was 0.01 and is 0.5" in capsys.readouterr().err
-    assert main(command) == 2
-    assert "holds a run already" in capsys.readouterr().err
-
-
 def test_flags_override_the_file_and_the_file_says_what_ran(run, tmp_path, capsys):
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert (config["task"], config["optimizer"]["lr"], config["adapter"]["num_tokens"]) == ("localization", 0.01, 2)
@@ -228,19 +128,6 @@ def test_choosing_by_the_test_split_is_said(ave_root, flags, tmp_path, capsys):
     assert main(["evaluate", str(tmp_path)]) == 0
     assert json.loads((tmp_path / "scores-test.json").read_text())["scores"]["accuracy"] == record["score"]
     assert "optimistic" in capsys.readouterr().err
-
-
-def test_backbones_of_other_weights_are_refused(ave_root, flags, tmp_path, capsys):
-    weights = tmp_path / "vit.pth"
-    (given,) = (word.partition("=")[2] for word in flags if word.startswith("--visual.checkpoint"))
-    shutil.copy(given, weights)
-    arguments = ["--task=localization", f"--data.root={ave_root}", f"--output={tmp_path / 'run'}"]
-    assert main(["train", *arguments, *flags, f"--visual.checkpoint={weights}", "--optimizer.epochs=1"]) == 0
-    state = torch.load(weights)
-    state["blocks.1.mlp.fc1.weight"][0, 0] += 1
-    torch.save(state, weights)
-    assert main(["evaluate", str(tmp_path / "run")]) == 2
-    assert "visual: the backbone's weights are not those that" in capsys.readouterr().err
 
 
 def test_random_backbones_are_drawn_again_alike(ave_root, flags, tmp_path):
@@ -398,19 +285,6 @@ def test_every_trainable_parameter_gets_a_gradient(kind, method, source, request
         named = {name: p.grad for name, p in module.named_parameters() if p.requires_grad}
         assert [name for name, gradient in named.items() if gradient is None] == []
         assert [name for name, gradient in named.items() if not gradient.isfinite().all()] == []
-
-
-def test_training_stops_when_the_score_no_longer_rises(ave_root, flags, tmp_path):
-    arguments = ["--task=localization", f"--data.root={ave_root}", f"--output={tmp_path}", *flags]
-    standstill = [
-        "--optimizer.epochs=9",
-        "--optimizer.lr=0",
-        "--optimizer.patience=2",
-        "--trainer.precision=bf16-mixed",
-    ]
-    assert main(["train", *arguments, *standstill, "--adapter.standardize=false"]) == 0
-    assert len(epochs(tmp_path)["train/loss"]) == 3  # the first sets the score, two do not raise it
-    assert json.loads((tmp_path / "best" / "record.json").read_text())["epoch"] == 0  # of equals the first
 
 
 def check_predictions(task, predicted, folder):

@@ -1,6 +1,10 @@
 """What users get wrong is said in one line, with exit status 2 and no traceback."""
 
+import json
+import shutil
+
 import pytest
+import torch
 
 from fastav.training.cli import main
 
@@ -55,6 +59,8 @@ def train(ave_root, backbone_flags, tmp_path):
         (["--optimizer.warm_up=2"], "warm_up is 2"),
         (["--trainer.precision=7-bit"], "7-bit"),
         (["--trainer.accelerator=abacus"], "abacus"),
+        (["--trainer.devices=0"], "trainer: "),
+        (["--trainer.devices=[0, 0]"], "trainer: "),
         (["--visual.name=vit_tiny"], "timm has no model 'vit_tiny'; near it are "),
         (["--visual.checkpoint=/nowhere.pth"], "visual.checkpoint: there is no file /nowhere.pth"),
         (["--visual.options={wings: 2}"], "unexpected keyword argument 'wings'"),
@@ -72,8 +78,6 @@ def test_training_is_refused(train, wrong, words, capsys, tmp_path):
 
 
 def test_a_file_that_does_not_decode_is_named(train, ave_root, tmp_path, capsys):
-    import shutil
-
     root = tmp_path / "ave"
     shutil.copytree(ave_root, root)
     broken = root / "frames" / "train0000003" / "0002.jpg"
@@ -83,6 +87,45 @@ def test_a_file_that_does_not_decode_is_named(train, ave_root, tmp_path, capsys)
         words = refused(capsys, *train, f"--data.root={root}", f"--data.num_workers={workers}", output)
         assert words.startswith("fastav train: ")
         assert str(broken) in words
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_an_accelerator_that_is_not_there(train, capsys):
+    assert "trainer: No supported gpu backend found" in refused(capsys, *train, "--trainer.accelerator=gpu")
+
+
+def test_a_file_after_a_flag_decides(train, ave_root, tmp_path, capsys):
+    """As everywhere the later word counts, for which flags there are too."""
+    file = tmp_path / "molt.yaml"
+    file.write_text(f"method: molt\ntask: localization\noutput: {tmp_path / 'run'}\nadapter: {{router: loud}}\n")
+    assert "router is 'loud'" in refused(capsys, *train, "--method=mettle", f"--config={file}")
+    file.write_text("method: mettle\n")
+    assert "unrecognized arguments: --adapter.router=hard" in refused(
+        capsys, *train, "--method=molt", f"--config={file}", "--adapter.router=hard"
+    )
+
+
+def test_flags_before_the_runs_folder(run, capsys):
+    for command in ("evaluate", "predict", "visualize"):
+        words = refused(capsys, command, "--split=val", str(run))
+        assert f"the run's folder comes first, as in: fastav {command} RUN --split=val" in words
+
+
+def test_flags_that_would_do_nothing(run, capsys):
+    assert "--question is asked of a --video" in refused(capsys, "predict", str(run), "--question=what?")
+    both = ["--id=test0000001", "--video=some.mp4"]
+    assert "give one of them" in refused(capsys, "visualize", str(run), *both)
+
+
+def test_scores_are_shown_though_they_cannot_be_written(run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints"))
+    (folder / "scores-val.json").unlink(missing_ok=True)
+    (folder / "scores-val.json").mkdir()
+    assert main(["evaluate", str(folder), "--split=val"]) == 2
+    shown = capsys.readouterr()
+    assert "5 clips of val; percent" in shown.out
+    assert "scores-val.json" in shown.err
 
 
 def test_folders_that_are_no_runs(tmp_path, capsys):
@@ -104,8 +147,6 @@ def test_commands_that_are_none(capsys):
 
 
 def test_check_data_says_what_is_missing(ave_root, tmp_path, capsys):
-    import shutil
-
     assert main(["check-data", "ave", str(ave_root), "--deep"]) == 0
     assert "train: 12 annotated, 3339 published" in capsys.readouterr().out
     root = tmp_path / "ave"
@@ -116,9 +157,6 @@ def test_check_data_says_what_is_missing(ave_root, tmp_path, capsys):
 
 
 def test_check_data_writes_every_id(ave_root, tmp_path, capsys):
-    import json
-    import shutil
-
     root, written = tmp_path / "ave", tmp_path / "report.json"
     shutil.copytree(ave_root, root)
     names = sorted(line.split("&")[1] for line in (root / "trainSet.txt").read_text().splitlines())[1:]

@@ -9,6 +9,7 @@ from torch import nn
 from fastav import AdapterOutput, MettleAdapter, MettleConfig
 from fastav.tasks import LocalizationTask
 from fastav.training.config import OptimizerConfig, TrainerConfig
+from fastav.training.errors import RunError
 from fastav.training.module import AudioVisualModule, parameter_groups
 from fastav.training.run import make_trainer
 
@@ -134,6 +135,27 @@ def test_an_adapters_own_term_is_added_and_logged_apart(adapter):
     module.on_train_epoch_end()
     torch.testing.assert_close(logged["train/loss"], loss.detach())
     assert logged["train/aux_loss"] == 2.5
+
+
+def test_a_loss_that_is_no_number_is_logged(adapter):
+    module = AudioVisualModule(adapter, make_task(), OptimizerConfig())
+    logged = {}
+    module.log = lambda name, value, **_: logged.update({name: value})
+    for number, batch in enumerate(loader(8, 4)):
+        batch["visual"][0] += math.inf * number
+        module.training_step(batch, number)
+    module.on_train_epoch_end()
+    assert logged["train/loss"].isnan()
+
+
+def test_spoilt_weights_are_not_scored(adapter):
+    """Nothing else would tell: a NaN is no class that wins, so that the first one does."""
+    with torch.no_grad():
+        next(p for p in adapter.parameters() if p.requires_grad)[0, 0] = math.nan
+    module = AudioVisualModule(adapter, make_task(), OptimizerConfig(epochs=1))
+    trainer = make_trainer(TrainerConfig(accelerator="cpu", devices=1), module.optimizer_config)
+    with pytest.raises(RunError, match=r"epoch 1: 1 of the trained weights are not finite any more, adapter\."):
+        trainer.validate(module, loader(4, 4), verbose=False)
 
 
 def test_an_epochs_loss_is_the_mean_over_its_clips(adapter):
