@@ -49,6 +49,7 @@ class Exercise:
         epochs: of the adapters.
         settling: epochs of the linear probe and the mean-pooled baseline, which settle more slowly; validation chooses.
         batch: clips in a training step.
+        twins: whether clips 2 i and 2 i + 1 show the same frames.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Exercise:
     epochs: int
     settling: int
     batch: int = BATCH
+    twins: bool = False
 
 
 def localization(splits: dict[str, Split], *, weak: bool) -> Exercise:
@@ -198,6 +200,7 @@ def segmentation(name: str, splits: dict[str, Split]) -> Exercise:
         epochs=8,
         settling=8,
         batch=BATCH // 2,
+        twins=True,
     )
 
 

@@ -33,7 +33,8 @@ def scores(exercises: Sequence[Exercise], runs: Runs) -> str:
 def leads(exercises: Sequence[Exercise], runs: Runs) -> str:
     """Who leads whom: the mean over test clips of the difference, and its standard error over clips.
 
-    Each clip's score is the mean over seeds first, so that the same clips are compared, pair by pair.
+    Each clip's score is the mean over seeds first, so that the same clips are compared, pair by pair. Twins, which show
+    the same frames, count as one.
     """
     head = ["exercise", "score of a clip", *(f"{one} over {other}" for one, other in LEADS)]
     rows = []
@@ -44,7 +45,10 @@ def leads(exercises: Sequence[Exercise], runs: Runs) -> str:
             if one not in of or other not in of:
                 row.append("")
                 continue
-            differences = (of[one] - of[other])[~(of[one] - of[other]).isnan()]
+            differences = of[one] - of[other]
+            if exercise.twins:
+                differences = differences.unflatten(0, (-1, 2)).mean(1)
+            differences = differences[~differences.isnan()]
             error = differences.std() / len(differences) ** 0.5
             row.append(f"{differences.mean():+.1f} ± {error:.1f}")
         rows.append(row)

@@ -136,3 +136,5 @@ def test_tables_give_means_spreads_and_paired_leads(clips):
         assert re.search(rf"^\| localisation +\| {score} +\| {value} +\| ", table, re.MULTILINE)
     # Clip by clip 40 - 30, 50 - 40, 4 - 0, 4 - 0; the deviation of 10, 10, 4, 4 is 12 ** 0.5, over 2.
     assert f"| +7.0 ± {12**0.5 / 2:.1f} " in report.leads([exercise], of)
+    # Twins count as one: 10 and 4, whose deviation is 18 ** 0.5, over the root of 2.
+    assert "| +7.0 ± 3.0 " in report.leads([dataclasses.replace(exercise, twins=True)], of)
