@@ -79,16 +79,16 @@ def main() -> None:
         runs[exercise.name] = {
             method: [_train(exercise, method, seed) for seed in range(size.seeds)] for method in exercise.methods
         }
+        # After each, so that a run that is broken off leaves what it had found.
+        done = [some[name] for name in runs]
+        found = _write(folder, done, runs, _notes(material.source, source, size, done, start))
 
     first = some["localisation"]
     model = runs[first.name][METTLE][0].model
     drawn = pictures.draw(some, runs, material.class_names, folder)
-    tables = [table(list(some.values()), runs) for table in (report.scores, report.leads, report.costs)]
     speed = faster(step_times(model, first.examples["train"], first.batch), first.batch)
-    notes = f"{_notes(material.source, source, size, list(some.values()), start)}\n{speed}"
-    (folder / "table.md").write_text("\n\n".join([*tables, notes]) + "\n")
-    (folder / "scores.json").write_text(json.dumps(report.everything(list(some.values()), runs), indent=1) + "\n")
-    print("\n" + "\n\n".join([*tables, notes]) + "\n")
+    (folder / "table.md").write_text(f"{found}\n{speed}\n")
+    print(f"\n{found}\n{speed}\n")
 
     _save(model, folder / "mettle")
     print(_check_reloaded(folder / "mettle", first, model))
@@ -128,6 +128,15 @@ def _train(exercise: Exercise, method: str, seed: int) -> Run:
     name = f"{exercise.name}: {method}"
     make = exercise.methods[method]
     return train(name, make, exercise.examples, epochs=epochs, batch=exercise.batch, seed=seed)
+
+
+def _write(folder: Path, done: list[Exercise], runs: report.Runs, notes: str) -> str:
+    """Write the tables and all scores of the exercises that are done; the tables with the notes."""
+    tables = [table(done, runs) for table in (report.scores, report.leads, report.costs)]
+    found = "\n\n".join([*tables, notes])
+    (folder / "table.md").write_text(found + "\n")
+    (folder / "scores.json").write_text(json.dumps(report.everything(done, runs), indent=1) + "\n")
+    return found
 
 
 def _notes(material: str, source: str, size: Size, some: list[Exercise], start: float) -> str:
