@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,7 +102,7 @@ def ave_split(root: str | Path, split: str) -> list[AVERow]:
     rows = parse_ave(source).rows
     _check_mil_labels(root, source, rows)
     order_file = need_file(root, f"{split}_order.h5", _SPLIT_FILES[split])
-    order = _read_h5(order_file, "order").tolist()
+    order = _read_order(order_file)
     check_ave_orders(source, len(rows), {name: _order(root, name) for name in _SPLIT_FILES})
     chosen = [rows[index] for index in order]
     if listed is not None:
@@ -193,7 +194,18 @@ def _row(line: str, where: str) -> AVERow:
 
 def _order(root: Path, split: str) -> list[int] | None:
     path = find_file(root, f"{split}_order.h5")
-    return None if path is None else _read_h5(path, "order").tolist()
+    return None if path is None else _read_order(path)
+
+
+def _read_order(path: Path) -> list[int]:
+    """The row numbers of an order file."""
+    order = _read_h5(path, "order")
+    if order.ndim != 1 or (order.size and order.dtype.kind not in "iu"):  # h5py stores an empty list as floats
+        raise DataError(
+            f"{path}: 'order' is {order.dtype} {order.shape}, whole numbers of rows (n,) are wanted: get it again from "
+            "the AVE repository"
+        )
+    return order.tolist()
 
 
 def _check_mil_labels(root: Path, source: Path, rows: Sequence[AVERow]) -> None:
@@ -213,10 +225,10 @@ def _check_mil_labels(root: Path, source: Path, rows: Sequence[AVERow]) -> None:
 
 
 def _read_h5(path: Path, key: str) -> Any:
-    """One array of an HDF5 file."""
+    """One array of an HDF5 file, of whatever type and shape."""
     h5py = load_optional("h5py", by="readers of .h5 files", extra="data")
     try:
         with h5py.File(path) as file:
-            return file[key][:]
-    except (OSError, KeyError) as error:
+            return np.asarray(file[key][()])
+    except (OSError, KeyError, TypeError) as error:  # TypeError: a group, and no array
         raise DataError(f"{path} has no array {key!r} that can be read ({error}): get it again") from error

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -68,19 +69,21 @@ def parse_avsbench(path: str | Path, subset: str) -> list[AVSRow]:
     """Read ``s4_meta_data.csv`` or ``ms3_meta_data.csv``, all splits.
 
     Columns are told by position, with or without a header: name, start, category and split in S4, name and split in
-    MS3.
+    MS3. Empty lines are passed over.
 
     Raises:
         DataError: too few columns, an unknown split or category, or one clip twice.
     """
     rows = []
     split_at, category_at = (3, 2) if subset == "s4" else (1, None)
-    for number, fields in enumerate(csv.reader(StringIO(read_annotations(path))), 1):
+    table = enumerate(csv.reader(StringIO(read_annotations(path))), 1)
+    filled = [(number, fields) for number, fields in table if any(field.strip() for field in fields)]
+    for number, fields in filled:
         where = f"{path}, line {number}"
         if len(fields) <= split_at:
             wanted = "name, start, category, split" if subset == "s4" else "name, split"
             raise DataError(f"{where} has {len(fields)} columns: {wanted} are wanted, with commas between them")
-        if number == 1 and fields[split_at] not in _SPLITS:
+        if number == filled[0][0] and fields[split_at] not in _SPLITS:
             continue  # the header
         row = AVSRow(fields[0], fields[split_at], None if category_at is None else fields[category_at])
         if row.split not in _SPLITS:
@@ -119,12 +122,15 @@ def read_mask(path: str | Path) -> Tensor:
     """Read a mask: (H, W) bool, True where the file holds anything but 0.
 
     The files are greyscale, black and white, palette or RGB pictures, with objects as 255, 1 or a colour. The peers
-    scale them by 255, which makes .88 of one object and .004 of another.
+    scale them by 255, which makes .88 of one object and .004 of another. In a palette whose first colour is black all
+    other indices are objects, whatever their colour; in another one all pixels that are not black.
 
     Raises:
         MediaError: missing, or does not decode.
     """
     picture = open_picture(path)
+    if picture.mode == "P" and any(picture.getpalette()[:3]):  # tools that save again may give index 0 to an object
+        picture = picture.convert("RGB")
     array = np.asarray(picture)
     colours = len(picture.getbands()) - picture.mode.endswith("A")  # that a pixel is opaque makes it no object
     mask = array > 0 if array.ndim == 2 else (array[..., :colours] > 0).any(-1)
@@ -135,8 +141,9 @@ class AVSBench(ClipDataset[AVSRow]):
     """AVSBench-object, S4: 3,452 / 740 / 740 clips of five seconds with one source; MS3: 296 / 64 / 64 with several.
 
     The targets of a clip are "masks" (5, H, W) bool in the masks' own size, 224 x 224, and "has_mask" (5,) bool. The
-    training clips of S4 have a mask of their first frame alone. Precomputed spectrograms, ``audio_log_mel``, are not
-    read: they are pickles of features of one network, and sounds are beside them.
+    training clips of S4 have a mask of their first frame alone. Masks of another size than the first one of the split
+    are a MediaError when they are read: one head makes masks of one size. Precomputed spectrograms, ``audio_log_mel``,
+    are not read: they are pickles of features of one network, and sounds are beside them.
 
     Args:
         root: AVSBench's folder, which holds ``Single-source`` and ``Multi-sources``, or one of these.
@@ -171,6 +178,7 @@ class AVSBench(ClipDataset[AVSRow]):
             if lacks:
                 missing[self.id_of(row)] = " and ".join(lacks) + " missing"
         self._keep(rows, missing)
+        self._first_mask = self._find_mask()
 
     def id_of(self, row: AVSRow) -> str:
         """The clip's name, with its category where it has one: names alone are not unique."""
@@ -192,15 +200,31 @@ class AVSBench(ClipDataset[AVSRow]):
         return {"frames": frames, "sound": fit(sound, _SECONDS * self.sampling_rate, self.sampling_rate, path)}
 
     def targets(self, row: AVSRow) -> Clip:
-        """The masks, and which frames have one."""
+        """The masks, and which frames have one.
+
+        Raises:
+            MediaError: a mask does not decode, or has another size than the first one of the split.
+        """
         paths = self._masks(row)
         found = [read_mask(path) for path in paths]
-        sizes = {tuple(mask.shape) for mask in found}
-        if len(sizes) > 1:
-            raise MediaError(f"{paths[0].parent} holds masks of sizes {sorted(sizes)}: masks of one size are wanted")
-        masks = torch.zeros(_SECONDS, *found[0].shape, dtype=torch.bool)
+        first, size = self._first_mask or (paths[0], found[0].shape)
+        for path, mask in zip(paths, found, strict=True):
+            if mask.shape != size:
+                raise MediaError(
+                    f"{path} is {tuple(mask.shape)}, {first} {tuple(size)}: the masks (H, W) of a split are wanted in "
+                    'one size; resize the one that is wrong, or leave the clip out by on_error="skip"'
+                )
+        masks = torch.zeros(_SECONDS, *size, dtype=torch.bool)
         masks[: len(found)] = torch.stack(found)
         return {"masks": masks, "has_mask": torch.arange(_SECONDS) < len(found)}
+
+    def _find_mask(self) -> tuple[Path, torch.Size] | None:
+        """The split's first mask that decodes, and its size, by which all workers go; None if none does."""
+        for row in self.rows:
+            with suppress(MediaError):  # said when the clip is read
+                path = self._masks(row)[0]
+                return path, read_mask(path).shape
+        return None
 
     @staticmethod
     def _choose(rows: Sequence[AVSRow], media: str, ways: Sequence[_Way]) -> _Way:
@@ -219,21 +243,21 @@ class AVSBench(ClipDataset[AVSRow]):
     def _frames(self, row: AVSRow) -> list[Path]:
         folder = self._place("visual_frames", row, split=False) / row.name
         stem = row.name if row.category is not None else f"{row.name}.mp4"  # so the files of MS3 are called
-        return [folder / f"{stem}_{number}.png" for number in range(1, _SECONDS + 1)]
+        return [_stored(folder / f"{stem}_{number}.png") for number in range(1, _SECONDS + 1)]
 
     def _video(self, row: AVSRow) -> list[Path]:
-        return [self._place("raw_videos", row, split=False) / f"{row.name}.mp4"]
+        return [_stored(self._place("raw_videos", row, split=False) / f"{row.name}.mp4")]
 
     def _wav(self, row: AVSRow) -> list[Path]:
-        return [self._place("audio_wav", row) / f"{row.name}.wav"]
+        return [_stored(self._place("audio_wav", row) / f"{row.name}.wav")]
 
     def _array(self, row: AVSRow) -> list[Path]:
-        return [self._place("wave", row) / "AVS.npy"]
+        return [_stored(self._place("wave", row) / "AVS.npy")]
 
     def _masks(self, row: AVSRow) -> list[Path]:
         last = 1 if row.category is not None and row.split == "train" else _SECONDS
         folder = self._place("gt_masks", row) / row.name
-        return [folder / f"{row.name}_{number}.png" for number in range(1, last + 1)]
+        return [_stored(folder / f"{row.name}_{number}.png") for number in range(1, last + 1)]
 
     def _from_array(self, path: Path, row: AVSRow) -> np.ndarray[Any, Any]:
         """The clip's sound out of a dictionary of many sounds; files that were read stay in memory."""
@@ -243,3 +267,9 @@ class AVSBench(ClipDataset[AVSRow]):
         if not isinstance(sounds, dict) or f"{row.name}.wav" not in sounds:
             raise MediaError(f'{path} holds no sound "{row.name}.wav": give audio_wav/{row.split}/... instead')
         return array_sound(np.asarray(sounds[f"{row.name}.wav"]), path, seconds=_SECONDS)
+
+
+def _stored(path: Path) -> Path:
+    """The path, with its suffix in capitals where only a file of that name is there."""
+    capitals = path.with_suffix(path.suffix.upper())
+    return capitals if not path.is_file() and capitals.is_file() else path

@@ -233,7 +233,7 @@ def read_clip(
         whole = media_seconds(files.pictures) if spread else seconds
         times = [(segment + 0.5) * whole / num_segments for segment in range(num_segments)]
         frames = read_video(files.pictures, times, image_size=image_size)
-    spread_sound = spread and files.sound.suffix != ".npy"
+    spread_sound = spread and files.sound.suffix.lower() != ".npy"
     sound = read_sound(files.sound, sampling_rate=sampling_rate, seconds=None if spread_sound else seconds)
     if spread_sound:
         if whole is not None:  # frames and windows at the same times, also where the sound ends early
@@ -248,6 +248,22 @@ def collate(clips: Sequence[Clip | None]) -> dict[str, Any]:
     Returns:
         Tensors with B first, numbers as tensors (B,), words as lists of B. The batch is empty, without any key, if all
         its clips were left out.
+
+    Raises:
+        DataError: tensors of one name differ in shape; names two clips.
     """
     kept = [clip for clip in clips if clip is not None]
+    for clip in kept:
+        _check_shapes(kept[0], clip)
     return default_collate(kept) if kept else {}
+
+
+def _check_shapes(first: Clip, clip: Clip) -> None:
+    """Raise DataError where two clips' tensors differ in shape: torch would say so without naming a clip."""
+    for name in first.keys() & clip.keys():
+        wanted, given = first[name], clip[name]
+        if isinstance(wanted, Tensor) and isinstance(given, Tensor) and given.shape != wanted.shape:
+            raise DataError(
+                f"{name} of {clip.get('id')} are {tuple(given.shape)}, of {first.get('id')} {tuple(wanted.shape)}: "
+                "clips of one shape make a batch; read them with the same options, or one a batch"
+            )

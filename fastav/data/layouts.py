@@ -161,7 +161,7 @@ class _Store:
 
 
 def _listing(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    return [path for path in folder.iterdir() if path.suffix in suffixes] if folder.is_dir() else []
+    return [path for path in folder.iterdir() if path.suffix.lower() in suffixes] if folder.is_dir() else []
 
 
 def _fullest(stores: Sequence[_Store], wanted: Collection[str]) -> _Store | None:

@@ -212,15 +212,16 @@ def llp_events(root: str | Path) -> dict[str, list[LLPEvent]]:
 
 
 def _table(path: str | Path, columns: tuple[str, ...]) -> list[tuple[list[str], str]]:
-    """The rows of a table with tabs between columns, and where each stands, in words."""
-    lines = read_annotations(path).splitlines()
-    if not lines or tuple(lines[0].split("\t")) != columns:
+    """The rows of a table with tabs between columns, without empty lines, and where each stands, in words."""
+    lines = [(number, line) for number, line in enumerate(read_annotations(path).splitlines(), 1) if line.strip()]
+    header = lines[0][1] if lines else ""
+    if tuple(header.split("\t")) != columns:
         raise DataError(
-            f"{path} begins with {lines[0] if lines else ''!r}: the columns {', '.join(columns)} with tabs between "
-            "them are wanted; get it again from the LLP repository"
+            f"{path} begins with {header!r}: the columns {', '.join(columns)} with tabs between them are wanted; get "
+            "it again from the LLP repository"
         )
     rows = []
-    for number, line in enumerate(lines[1:], 2):
+    for number, line in lines[1:]:
         fields = line.split("\t")
         where = f"{path}, line {number}"
         if len(fields) != len(columns):

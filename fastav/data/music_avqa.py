@@ -21,12 +21,20 @@ REVISIONS = {
     9185: "json, test",
     4568: "json_update, val",
     9129: "json_update, test",
-    3698: "json_update, val, real videos alone",
-    7402: "json_update, test, real videos alone",
+    # 7,402 + 1,783 = 9,185; json_update has fewer questions about real videos, 3,681 and 7,365.
+    3698: "json, val, real videos alone",
+    7402: "json, test, real videos alone",
     6233: "train, synthetic videos alone",
-    1783: "test, synthetic videos alone",
+    1783: "json, test, synthetic videos alone",
 }
-_KEYS = ("video_id", "question_id", "type", "question_content", "templ_values", "anser")
+_PLAIN: dict[str, tuple[type, str]] = {
+    "video_id": (str, "a text"),
+    "question_id": (int, "a whole number"),
+    "question_content": (str, "a text"),
+    "anser": (str, "a text"),
+}
+_LISTS = ("type", "templ_values")
+_KEYS = (*_PLAIN, *_LISTS)
 _MARKS = "?？"
 
 
@@ -45,7 +53,8 @@ def parse_music_avqa(path: str | Path) -> list[QuestionRow]:
     """Read ``avqa-train.json`` and the like; questions that are marked as deleted are left out.
 
     Raises:
-        DataError: not such a file, an unknown type, or a template that its values do not fill; names the entry.
+        DataError: not such a file, a field that holds something else, an unknown type, or a template that its values
+            do not fill; names the entry.
     """
     text = read_annotations(path)
     try:
@@ -213,7 +222,8 @@ class MusicAVQA(MediaTreeDataset[QuestionRow]):
 
 
 def _row(entry: dict[str, Any], where: str) -> QuestionRow:
-    kind, values = (_listed(entry[key], f"{where}: {key}") for key in ("type", "templ_values"))
+    _check_plain(entry, where)
+    kind, values = (_listed(entry[key], f"{where}: {key}") for key in _LISTS)
     if tuple(kind) not in QUESTION_TYPES:
         raise DataError(f"{where}: {kind} is none of the nine types of question")
     try:
@@ -227,6 +237,15 @@ def _row(entry: dict[str, Any], where: str) -> QuestionRow:
         question_type=QUESTION_TYPES.index(tuple(kind)),
         answer=entry["anser"],
     )
+
+
+def _check_plain(entry: dict[str, Any], where: str) -> None:
+    """Raise DataError unless the fields that are no lists hold what they should; an empty text says nothing."""
+    for key, (kind, wanted) in _PLAIN.items():
+        if type(entry[key]) is not kind or entry[key] == "":  # isinstance would take True for a number
+            raise DataError(
+                f"{where}: {key} is {entry[key]!r}, wanted {wanted}: get it again from the MUSIC-AVQA repository"
+            )
 
 
 def _listed(value: Any, where: str) -> list[str]:

@@ -81,7 +81,9 @@ class Preprocess:
 
         Args:
             visual: a timm or Hugging Face backbone, or a ``FrozenBackbone`` of one.
-            audio: a Hugging Face Whisper, CLAP audio, AST, HuBERT, wav2vec 2.0 or WavLM, or a ``FrozenBackbone``.
+            audio: a Hugging Face Whisper, CLAP audio, AST, HuBERT, wav2vec 2.0 or WavLM, or a ``FrozenBackbone``. Of
+                the last three each sound is brought to zero mean and unit variance if the checkpoint's feature
+                extractor says ``do_normalize``, or where it has none, if its ``feat_extract_norm`` is "layer".
             num_segments: T.
             seconds_per_segment: length of a segment's sound.
             audio_layout: as in the class.
@@ -181,16 +183,41 @@ def _waveform(audio: nn.Module) -> Callable[[Tensor, int], Tensor] | None:
         return None
     strides = [math.prod(config.conv_stride[:layer]) for layer in range(len(config.conv_stride) + 1)]
     reach = 1 + sum((kernel - 1) * stride for kernel, stride in zip(config.conv_kernel, strides, strict=False))
-    return _PaddedWaveform(max(0, reach - strides[-1]))
+    return _PaddedWaveform(max(0, reach - strides[-1]), normalise=_heard_normalised(config))
+
+
+def _heard_normalised(config: Any) -> bool:
+    """Whether a model was trained on sounds of zero mean and unit variance: its checkpoint's feature extractor says.
+
+    Where there is none, the configuration tells: in all three families the models with layer norms in their
+    convolutions were.
+    """
+    name, norm = getattr(config, "_name_or_path", ""), config.feat_extract_norm
+    if name:
+        transformers = load_optional("transformers", by="normalised waveforms", extra="backbones")
+        try:
+            return bool(transformers.AutoFeatureExtractor.from_pretrained(name).do_normalize)
+        except (OSError, ValueError) as error:
+            warnings.warn(
+                f"{name} has no feature extractor ({error}): sounds are "
+                f"{'normalised' if norm == 'layer' else 'left as they are'}, as its feat_extract_norm {norm!r} has it; "
+                "put the checkpoint's preprocessor_config.json beside its weights if it wants otherwise",
+                MediaWarning,
+                stacklevel=4,
+            )
+    return bool(norm == "layer")
 
 
 class _PaddedWaveform:
     """A class, not a closure, so that loaders' workers can be started by spawning."""
 
-    def __init__(self, zeros: int) -> None:
-        self.zeros = zeros
+    def __init__(self, zeros: int, *, normalise: bool) -> None:
+        self.zeros, self.normalise = zeros, normalise
 
     def __call__(self, waveform: Tensor, sampling_rate: int) -> Tensor:
         if sampling_rate != 16000:
             raise DataError(f"the audio backbone takes sound at 16000 Hz, not {sampling_rate}: set sampling_rate=16000")
+        if self.normalise:  # each sound by itself, as transformers' Wav2Vec2FeatureExtractor does; zeros come after
+            variance, mean = torch.var_mean(waveform, -1, correction=0, keepdim=True)
+            waveform = (waveform - mean) / (variance + 1e-7).sqrt()
         return pad(waveform, (0, self.zeros))

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastav.adapters import AdapterOutput
+from fastav.tasks.evidence import target
 from fastav.tasks.segmentation_head import SegmentationHead
 from fastav.tasks.task import Batch, Task
 
@@ -107,8 +108,13 @@ class SegmentationTask(Task):
         return self.head(out.features, out.audio, self.size)
 
     def loss(self, said: Tensor, batch: Batch) -> Tensor:
-        """:func:`segmentation_loss` of the batch's ``masks`` and ``has_mask``."""
-        return segmentation_loss(said, batch["masks"], batch["has_mask"], dice_weight=self.dice_weight)
+        """:func:`segmentation_loss` of the batch's ``masks`` and, where it has it, ``has_mask``.
+
+        Raises:
+            ValueError: the batch has no masks.
+        """
+        masks = target(batch, "masks", "segmentation is learned from them")
+        return segmentation_loss(said, masks, batch.get("has_mask"), dice_weight=self.dice_weight)
 
     def metric(self) -> Any:
         """A new :class:`fastav.metrics.SegmentationScores`."""
@@ -117,9 +123,14 @@ class SegmentationTask(Task):
         return SegmentationScores(self.scoring)
 
     def update(self, metric: Any, said: Tensor, batch: Batch) -> None:
-        """Count one batch; its ``index`` (B,), where it has one, is each clip's position in the data set."""
+        """Count one batch; its ``index`` (B,), where it has one, is each clip's position in the data set.
+
+        Raises:
+            ValueError: the batch has no masks.
+        """
+        masks = target(batch, "masks", "score a split whose frames have masks")
         _, probabilities = decode_segmentation(said)
-        metric.update(probabilities, batch["masks"], batch["has_mask"], positions=batch.get("index"))
+        metric.update(probabilities, masks, batch.get("has_mask"), positions=batch.get("index"))
 
     def decode(self, said: Tensor) -> dict[str, Tensor]:
         """``masks`` (B, T, H, W) bool and ``probabilities`` (B, T, H, W)."""

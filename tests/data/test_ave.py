@@ -146,6 +146,20 @@ def test_all_layouts_give_the_same_clip(tmp_path, media):
         assert (heard.mean(1) - levels).abs().max() < 1e-3  # what the sound codec loses
 
 
+def test_suffixes_in_capitals_are_files_too(tmp_path, media):
+    roots = {layout: annotate(tmp_path / layout, ROWS[:1], (0,), ()) for layout in ("frames", "video")}
+    media.frames(roots["frames"] / "frames/aaaaaaaaaaa", suffix=".PNG")
+    media.wav(roots["frames"] / "audio/aaaaaaaaaaa.WAV")
+    media.video(roots["video"] / "AVE/aaaaaaaaaaa.MP4")
+    for root in roots.values():
+        clip = AVE(root, "train", image_size=16)[0]
+        levels = torch.tensor([media.grey(second) for second in range(10)])
+        assert (clip["frames"][:, 1, 8, 8] - levels).abs().max() <= 2  # what the video codec loses
+        heard = clip["sound"].view(10, 16000)[:, 4000:12000]
+        levels = torch.tensor([media.level(second) for second in range(10)])
+        assert (heard.mean(1) - levels).abs().max() < 1e-3  # what the sound codec loses
+
+
 def test_arrays_of_another_length_are_refused(tree, media):
     shutil.rmtree(tree / "raw_audio")
     for name in ("aaaaaaaaaaa", "ccccccccccc"):
@@ -222,6 +236,37 @@ def test_files_that_do_not_belong_together(tree):
     (tree / "Annotations.txt").write_text("\n")
     with pytest.raises(DataError, match="holds no annotations"):
         parse_ave(tree / "Annotations.txt")
+
+
+@pytest.mark.parametrize(
+    ("order", "kind"),
+    [
+        ([0.0, 2.0], r"float64 \(2,\)"),
+        ([[2], [0]], r"int64 \(2, 1\)"),
+        (0, r"int64 \(\)"),
+        (["0", "2"], r"object \(2,\)"),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "val"])  # that which is read, and one that is only checked
+def test_orders_that_hold_no_row_numbers_are_named(tree, split, order, kind):
+    write_order(tree, split, order)
+    said = rf"{split}_order\.h5: 'order' is {kind}, whole numbers of rows \(n,\) are wanted: get it again"
+    with pytest.raises(DataError, match=said):
+        ave_split(tree, "train")
+
+
+def test_arrays_of_other_kinds_are_named(tree):
+    write_order(tree, "test", [])  # stored as floats, and right all the same
+    assert len(ave_split(tree, "train")) == 2
+    write_order(tree, "mil_labels", 0, key="avadataset")
+    (tree / "mil_labels_order.h5").rename(tree / "mil_labels.h5")
+    with pytest.raises(DataError, match=r"mil_labels\.h5 is \(\), .*Annotations\.txt has 3 rows of 28 classes"):
+        ave_split(tree, "train")
+    (tree / "mil_labels.h5").unlink()
+    with h5py.File(tree / "train_order.h5", "w") as file:
+        file.create_group("order")
+    with pytest.raises(DataError, match=r"train_order\.h5 has no array 'order' that can be read"):
+        ave_split(tree, "train")
 
 
 def test_wrong_arguments(tree, tmp_path):

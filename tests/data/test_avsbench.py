@@ -107,6 +107,43 @@ def test_dark_and_coloured_objects_are_objects(tmp_path):
     assert read_mask(tmp_path / "a.png").tolist() == [[False, True, True]]
 
 
+@pytest.mark.parametrize(
+    ("palette", "wanted"),
+    [
+        ([0, 0, 0, 255, 255, 255, 9, 0, 0], [False, True, True]),
+        ([255, 255, 255, 0, 0, 0, 9, 0, 0], [True, False, True]),  # the order in which quantize() may put them
+        ([0, 0, 0, 0, 0, 0, 9, 0, 0], [False, True, True]),  # an index, where black is the background's
+    ],
+)
+def test_palettes_that_do_not_begin_with_black_go_by_colour(tmp_path, palette, wanted):
+    picture = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "L")
+    picture.putpalette(palette)
+    assert picture.mode == "P"
+    picture.save(tmp_path / "a.png")
+    assert read_mask(tmp_path / "a.png").tolist() == [wanted]
+
+
+def test_a_mask_that_pillow_quantised(tmp_path):
+    array = np.zeros((4, 6), np.uint8)
+    array[:3] = 255
+    picture = Image.fromarray(array).convert("RGB").quantize(2)
+    assert picture.getpalette()[:3] == [255, 255, 255]
+    picture.save(tmp_path / "a.png")
+    assert rows_of(read_mask(tmp_path / "a.png")[None]) == [3]
+
+
+def test_suffixes_in_capitals_are_files_too(tree, media):
+    wanted = AVSBench(tree, "test", subset="ms3", image_size=16)[0]
+    for path in [*tree.rglob("*.png"), *tree.rglob("*.wav")]:
+        path.rename(path.with_suffix(path.suffix.upper()))
+    clip = AVSBench(tree, "test", subset="ms3", image_size=16)[0]
+    for name in ("frames", "sound", "masks"):
+        assert torch.equal(clip[name], wanted[name])
+    media.video(tree / "Multi-sources/ms3_data/raw_videos/gh_4.MP4", seconds=5)
+    clip = AVSBench(tree, "test", subset="ms3", media="video", image_size=16)[0]
+    assert clip["frames"][:, 1, 8, 8].tolist() == pytest.approx([media.grey(s) for s in range(5)], abs=2)  # the codec's
+
+
 def test_videos_are_shown_at_the_last_sixteenth_of_each_second(tree, media):
     single = tree / "Single-source/s4_data"
     # Of a second's five frames the last is shown from 0.8 s on; it alone is bright here.
@@ -135,6 +172,10 @@ def test_arrays_of_all_sounds(tree, media):
     assert torch.equal(data[0]["sound"], torch.from_numpy(media.samples(5, 32000)))
     assert AVSBench(tree, "train", subset="s4", image_size=16)[0]["sound"].shape == (80000,)
     path = tree / f"Single-source/s4_data/wave/train/{CATEGORY}/AVS.npy"
+    path.rename(path.with_suffix(".NPY"))
+    again = AVSBench(tree, "train", subset="s4", sampling_rate=32000, image_size=16)
+    assert torch.equal(again[0]["sound"], data[0]["sound"])
+    path.with_suffix(".NPY").unlink()
     np.save(path, {"other.wav": media.samples(5, 32000)}, allow_pickle=True)
     with pytest.raises(MediaError, match=r'AVS\.npy holds no sound "ab-_1\.wav"'):
         AVSBench(tree, "train", subset="s4")[0]
@@ -159,6 +200,8 @@ def test_it_travels_to_workers_and_makes_batches(tree):
         ("s4", S4 + f"cd_2,9,{CATEGORY},test\n", r"names a clip twice"),
         ("ms3", "name,split\n", r"names no clips"),
         ("ms3", "name\n", r"line 1 has 1 columns: name, split are wanted"),
+        ("ms3", "\nname,split\n\nef_3,tset\n", r"line 4: 'tset' is no split"),
+        ("ms3", "\n\n", r"names no clips"),
     ],
 )
 def test_wrong_tables_are_named(tmp_path, subset, table, message):
@@ -179,6 +222,17 @@ def test_columns_are_told_by_position(tmp_path):
         ("cd_2", "test", CATEGORY),
     ]
     assert len(AVSBENCH_CLASSES) == len(set(AVSBENCH_CLASSES)) == 23
+
+
+@pytest.mark.parametrize(
+    "text", [S4 + "\n\n", S4.replace("\n", "\r\n") + " \r\n", "\n" + S4.replace("\n", "\n\n"), S4 + ",,,\n"]
+)
+def test_empty_lines_are_passed_over(tmp_path, text):
+    (tmp_path / "a.csv").write_text(S4)
+    wanted = parse_avsbench(tmp_path / "a.csv", "s4")
+    (tmp_path / "a.csv").write_bytes(text.encode())
+    assert parse_avsbench(tmp_path / "a.csv", "s4") == wanted
+    assert len(wanted) == 2
 
 
 def test_wrong_roots_are_named(tree, tmp_path):
@@ -207,5 +261,40 @@ def test_missing_and_broken_files_are_named(tree):
     with pytest.warns(MediaWarning, match=r"AVSBench: left out ef_3: .*ef_3_2\.png does not decode"):
         assert AVSBench(tree, "train", subset="ms3", on_error="skip")[0] is None
     Image.new("L", (3, 3)).save(folder / "gt_masks/train/ef_3/ef_3_2.png")
-    with pytest.raises(MediaError, match=r"ef_3 holds masks of sizes \[\(3, 3\), \(4, 6\)\]"):
+    sizes = r"ef_3_2\.png is \(3, 3\), .*ef_3_1\.png \(4, 6\): the masks \(H, W\) of a split are wanted in one size"
+    with pytest.raises(MediaError, match=sizes):
         AVSBench(tree, "train", subset="ms3")[0]
+
+
+@pytest.fixture
+def uneven(tree):
+    """Two multi-source test clips, the second of which has masks of another size."""
+    folder = tree / "Multi-sources/ms3_data"
+    (tree / "Multi-sources/ms3_meta_data.csv").write_text(f"{MS3}ef_3,test\n")
+    for number in range(1, 6):
+        path = folder / f"gt_masks/test/ef_3/ef_3_{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 5)).save(path)
+    (folder / "audio_wav/test/ef_3.wav").write_bytes((folder / "audio_wav/train/ef_3.wav").read_bytes())
+    return tree
+
+
+def test_masks_of_another_size_than_the_first_clips_are_named(uneven):
+    folder = uneven / "Multi-sources/ms3_data"
+    sizes = r"ef_3_1\.png is \(5, 8\), .*gh_4_1\.png \(4, 6\): the masks \(H, W\) of a split are wanted in one size"
+    data = AVSBench(uneven, "test", subset="ms3", image_size=16)
+    with pytest.raises(MediaError, match=sizes):  # whichever clip is read first
+        data[1]
+    assert data[0]["masks"].shape == (5, 4, 6)
+    data = AVSBench(uneven, "test", subset="ms3", image_size=16, on_error="skip")
+    with pytest.warns(MediaWarning, match=rf"left out ef_3: .*{sizes}"):
+        assert collate([data[0], data[1]])["id"] == ["gh_4"]
+    (folder / "gt_masks/test/gh_4/gh_4_1.png").write_bytes(b"\x89PNG")  # then the next clip gives the size
+    assert AVSBench(uneven, "test", subset="ms3", image_size=16)[1]["masks"].shape == (5, 5, 8)
+
+
+def test_clips_that_make_no_batch_are_named(uneven):
+    test = AVSBench(uneven, "test", subset="ms3", image_size=16)[0]
+    small = AVSBench(uneven, "train", subset="ms3", image_size=8)[0]
+    with pytest.raises(DataError, match=r"frames of ef_3 are \(5, 3, 8, 8\), of gh_4 \(5, 3, 16, 16\): .* one shape"):
+        collate([test, None, small])

@@ -196,6 +196,19 @@ def test_wrong_events_are_named(tmp_path, row, message):
         parse_llp_events(tmp_path / "a.csv")
 
 
+@pytest.mark.parametrize("ends", ["\n\n", "\r\n\r\n", "\r\n \t\r\n"])
+def test_empty_lines_are_passed_over(tmp_path, ends):
+    lines = ["", "filename\tevent_labels", f"{NAMES[0]}\tSpeech,Dog", f"{NAMES[1]}\tCar"]
+    (tmp_path / "a.csv").write_bytes((ends.join(lines) + ends).encode())
+    assert [(row.filename, row.classes) for row in parse_llp(tmp_path / "a.csv")] == [
+        (NAMES[0], (0, 3)),
+        (NAMES[1], (1,)),
+    ]
+    (tmp_path / "a.csv").write_bytes(f"{DENSE}x\t0\t3\tCat{ends}y\t1\t2\tMeow{ends}".encode())
+    with pytest.raises(DataError, match=r"a\.csv, line 4: 'Meow'"):  # lines keep their numbers
+        parse_llp_events(tmp_path / "a.csv")
+
+
 def test_a_lost_header_is_told(tmp_path):
     (tmp_path / "a.csv").write_text(f"{NAMES[0]}\tCat\n")
     with pytest.raises(DataError, match=r"a\.csv begins with .*: the columns filename, event_labels with tabs"):

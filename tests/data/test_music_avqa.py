@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 import torch
 
-from fastav.data import QUESTION_TYPES, DataError, MediaWarning, MusicAVQA, collate
-from fastav.data.music_avqa import collect_answers, fill_question, parse_music_avqa, read_answers
+from fastav.data import QUESTION_TYPES, DataError, MediaError, MediaWarning, MusicAVQA, collate
+from fastav.data.music_avqa import REVISIONS, collect_answers, fill_question, parse_music_avqa, read_answers
 
 
 def question(number, video, kind, text, values, answer, **others):
@@ -69,6 +69,20 @@ def test_the_benchmarks_words(real_annotations):
     words = [row.question[:-1].split(" ") for row in rows]
     assert len({word for listed in words for word in listed}) == 92  # with the padding the benchmark's 93
     assert max(map(len, words)) == 14
+
+
+def test_revisions_add_up(real_annotations):
+    counts = {name: count for count, name in REVISIONS.items()}
+    assert (
+        counts["json, test, real videos alone"] + counts["json, test, synthetic videos alone"] == counts["json, test"]
+    )
+    assert sum(counts[f"json, {split}"] for split in ("train", "val", "test")) == 45867  # those of the paper
+    for split, real in (("val", 3681), ("test", 7365)):
+        entries = json.loads((real_annotations / f"music_avqa/avqa-{split}.json").read_text())
+        assert REVISIONS[len(entries)] == f"json_update, {split}"
+        # Of the other revision's real videos some questions are gone here: the published 3,698 and 7,402 are not these.
+        assert sum(entry["video_id"].isdecimal() for entry in entries) == real
+        assert real < counts[f"json, {split}, real videos alone"]
 
 
 # Questions
@@ -139,6 +153,16 @@ def test_arrays_hold_windows_already(tree, media):
     assert torch.equal(clip["sound"], torch.from_numpy(media.samples(10, 32000)))
 
 
+def test_arrays_whose_suffix_is_in_capitals_hold_windows_too(tree, media):
+    for wav in (tree / "raw_audio").iterdir():
+        media.npy(tree / "audio_wave" / f"{wav.stem}.npy").rename(tree / "audio_wave" / f"{wav.stem}.NPY")
+        wav.unlink()
+    clip = MusicAVQA(tree, "test", image_size=16, sampling_rate=32000)[0]
+    assert torch.equal(clip["sound"], torch.from_numpy(media.samples(10, 32000)))
+    with pytest.raises(MediaError, match=r"00000001\.NPY holds 320000 samples: 5 s at 32000 Hz"):  # no whole sound
+        MusicAVQA(tree, "test", num_segments=5, image_size=16)[0]
+
+
 def test_frames_and_sound_of_a_video_are_of_the_same_times(tree, media):
     path = tree / "videos/00000001.mkv"
     media.video(path, seconds=12, greys=[10 * (frame // 5) for frame in range(60)])
@@ -194,6 +218,13 @@ def test_deleted_questions_are_left_out(tree):
         ({"templ_values": "[1]"}, r"entry 1: templ_values is '\[1\]', wanted a list of words"),
         ({"templ_values": '["a"]'}, r"entry 1: 'How many instruments\?' has 0 places for the 1 values"),
         ({"question_id": 7}, r"has a question_id twice"),
+        ({"question_id": [9]}, r"entry 1: question_id is \[9\], wanted a whole number: get it again"),
+        ({"question_id": "9"}, r"entry 1: question_id is '9', wanted a whole number"),
+        ({"question_id": True}, r"entry 1: question_id is True, wanted a whole number"),
+        ({"question_content": None}, r"entry 1: question_content is None, wanted a text: get it again"),
+        ({"anser": None}, r"entry 1: anser is None, wanted a text"),
+        ({"anser": ""}, r"entry 1: anser is '', wanted a text"),
+        ({"video_id": 93}, r"entry 1: video_id is 93, wanted a text"),
     ],
 )
 def test_wrong_entries_are_named(tmp_path, changes, message):

@@ -78,6 +78,49 @@ def test_waveforms_get_the_zeros_that_make_tokens_divide(kind):
         other(given)
 
 
+def wav2vec2(**options):
+    sizes = {"conv_dim": (8,) * 7, "num_conv_pos_embedding_groups": 2, **SIZES}
+    return transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**sizes, **options))
+
+
+def heard(audio):
+    """What a backbone gets of two segments that are far from zero mean and unit variance, and those segments."""
+    segments = 0.05 * torch.randn(2, 16000, generator=torch.Generator().manual_seed(2)) * torch.tensor([[1.0], [4.0]])
+    segments += torch.tensor([[0.3], [-0.1]])
+    preprocess = Preprocess.for_backbones(vit(), audio, num_segments=2)
+    return pickle.loads(pickle.dumps(preprocess))({**clip(), "sound": segments.flatten()})["audio"], segments
+
+
+def normalised(segments):
+    """By transformers' own extractor, with the zeros that make tokens divide behind."""
+    made = transformers.Wav2Vec2FeatureExtractor(do_normalize=True)(
+        list(segments.numpy()), sampling_rate=16000, return_tensors="pt"
+    )["input_values"]
+    return nn.functional.pad(made, (0, 80))
+
+
+@pytest.mark.parametrize(("says", "norm"), [(True, "group"), (True, "layer"), (False, "group"), (False, "layer")])
+def test_waveforms_are_normalised_where_the_checkpoints_extractor_says_so(tmp_path, says, norm):
+    wav2vec2(feat_extract_norm=norm).save_pretrained(tmp_path)
+    transformers.Wav2Vec2FeatureExtractor(do_normalize=says).save_pretrained(tmp_path)
+    made, segments = heard(FrozenBackbone(transformers.Wav2Vec2Model.from_pretrained(tmp_path)))
+    wanted = normalised(segments) if says else nn.functional.pad(segments, (0, 80))
+    assert (made - wanted).abs().max() < 1e-5  # values up to 5, sums of 16,000 numbers in another order
+
+
+@pytest.mark.parametrize(("norm", "says"), [("group", False), ("layer", True)])
+def test_waveforms_for_models_without_an_extractor_go_by_their_configuration(tmp_path, norm, says):
+    model = wav2vec2(feat_extract_norm=norm)
+    model.save_pretrained(tmp_path)
+    made, segments = heard(model)
+    wanted = normalised(segments) if says else nn.functional.pad(segments, (0, 80))
+    assert (made - wanted).abs().max() < 1e-5
+    said = rf"has no feature extractor .*: sounds are {'normalised' if says else 'left as they are'}.*'{norm}'"
+    with pytest.warns(MediaWarning, match=said):
+        again, _ = heard(transformers.Wav2Vec2Model.from_pretrained(tmp_path))
+    assert torch.equal(again, made)
+
+
 def test_colours_are_the_backbones():
     def statistics(backbone, **options):
         made = Preprocess.for_backbones(backbone, whisper(1), num_segments=2, **options)

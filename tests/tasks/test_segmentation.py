@@ -250,6 +250,24 @@ def test_the_task_puts_them_together():
     assert SegmentationTask((6,), num_tokens=2, width=5, hidden=8, scoring="avsbench").metric().mode == "avsbench"
 
 
+def test_what_a_batch_lacks_is_said_and_has_mask_may_be_absent():
+    torch.manual_seed(0)
+    task = SegmentationTask((6, 8, 10, 12), num_tokens=2, width=5, size=SIZES, hidden=8).eval()
+    said, masks = torch.randn(2, 3, *SIZES), torch.rand(2, 3, *SIZES) > 0.5
+    with pytest.raises(
+        ValueError, match=r"the batch has no 'masks', only 'visual', 'has_mask'; segmentation is learned"
+    ):
+        task.loss(said, {"visual": 0, "has_mask": 0})
+    with pytest.raises(ValueError, match=r"the batch has no 'masks', only 'visual'; score a split whose frames have"):
+        task.update(task.metric(), said, {"visual": 0})
+    batch = {"masks": masks, "has_mask": torch.ones(2, 3, dtype=torch.bool)}
+    assert task.loss(said, {"masks": masks}) == task.loss(said, batch)
+    scores = [task.metric(), task.metric()]
+    task.update(scores[0], said, {"masks": masks})
+    task.update(scores[1], said, batch)
+    assert scores[0].compute() == scores[1].compute()
+
+
 def test_behind_an_adapter_the_loss_trains_both_and_no_backbone():
     torch.manual_seed(0)
     vit = timm.models.VisionTransformer(img_size=32, patch_size=8, embed_dim=16, depth=4, num_heads=2, num_classes=0)
