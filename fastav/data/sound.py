@@ -1,7 +1,9 @@
 """Sound of media files, sound files and arrays, as mono waveforms at a wanted rate."""
 
 import io
+import os
 import pickle
+import struct
 import sys
 import warnings
 from collections.abc import Sequence
@@ -14,11 +16,14 @@ from torch import Tensor
 
 from fastav.data.errors import MediaError, MediaWarning
 from fastav.data.optional import load_optional
-from fastav.data.video import SLACK, cut_short, first_stream, open_media, stream_end
+from fastav.data.video import SLACK, check_end, cut_short, first_stream, open_media
 
 #: Hz of sounds in .npy files, which do not say; DG-SCT made them so.
 ARRAY_RATE = 32000
 _SOUND_FILES = {".wav", ".flac", ".ogg"}
+#: Bytes of sound that a .wav file's header gives where its writer could not know, as into a pipe: FFmpeg 0xFFFFFFFF,
+#: SoX 0x7FFFF000 less a part of a block, and others numbers between.
+_UNKNOWN_SIZE = 0x7FFF0000
 
 
 def read_sound(path: str | Path, *, sampling_rate: int, seconds: float | None = None) -> Tensor:
@@ -39,10 +44,11 @@ def read_sound(path: str | Path, *, sampling_rate: int, seconds: float | None = 
         ImportError: a package of the extra "data" is missing.
     """
     path = Path(path)
-    if path.suffix == ".npy":
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
         waveform = array_sound(load_array(path), path, seconds=seconds)
         rate = ARRAY_RATE
-    elif path.suffix in _SOUND_FILES:
+    elif suffix in _SOUND_FILES:
         waveform, rate = _read_file(path, seconds)
     else:
         waveform, rate = _read_stream(path, seconds)
@@ -90,12 +96,14 @@ def spread_windows(sound: Tensor, num_segments: int, window: int) -> Tensor:
     return torch.cat([torch.nn.functional.pad(part, (0, window - len(part))) for part in parts])
 
 
-def array_sound(array: np.ndarray[Any, Any], path: str | Path, *, seconds: float | None) -> np.ndarray[Any, Any]:
-    """Check a sound that came as an array at 32 kHz; integers are scaled to [-1, 1).
+def array_sound(array: Any, path: str | Path, *, seconds: float | None) -> np.ndarray[Any, Any]:
+    """Check a sound that :func:`load_array` loaded, at 32 kHz; integers are scaled to [-1, 1).
 
     Raises:
         MediaError: not one sound, another length, or floats that are scaled as integers.
     """
+    if not isinstance(array, np.ndarray):
+        raise MediaError(f"{path} holds a pickled {type(array).__name__}: a mono sound (samples,) is wanted")
     if array.ndim != 1 or array.dtype.kind not in "fi":
         raise MediaError(f"{path} holds {array.dtype} {array.shape}: a mono sound (samples,) is wanted")
     if seconds is not None and abs(len(array) - seconds * ARRAY_RATE) > SLACK * ARRAY_RATE:
@@ -153,12 +161,31 @@ def _read_file(path: Path, seconds: float | None) -> tuple[np.ndarray[Any, Any],
     try:
         with soundfile.SoundFile(path) as file:
             rate = file.samplerate
-            samples = file.read(_enough(seconds, rate, file.frames), dtype="float32", always_2d=True)
+            held, enough = file.frames, _enough(seconds, rate)
+            samples = file.read(min(held, enough), dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise MediaError(
             f'{path} does not decode ({error}): fetch it again, or leave it out by on_error="skip"'
         ) from error
+    if not held:  # FFmpeg's decoder reads on where a header says 0 bytes, as old writers into a pipe left it
+        return _read_stream(path, seconds)
+    declared = _declared_samples(path, held)
+    if held < enough and declared > held + SLACK * rate:
+        raise cut_short(path, "sound", held / rate, declared / rate)
     return samples.mean(1), rate
+
+
+def _declared_samples(path: Path, held: int) -> int:
+    """How many samples a .wav file has by its header; as many as it holds where that does not say. So in others."""
+    with path.open("rb") as file:
+        riff, _, form = file.read(4), file.read(4), file.read(4)
+        while (riff, form) == (b"RIFF", b"WAVE") and len(head := file.read(8)) == 8:
+            name, size = struct.unpack("<4sI", head)
+            if name == b"data":
+                there = path.stat().st_size - file.tell()
+                return round(held * size / there) if there < size < _UNKNOWN_SIZE else held
+            file.seek(size + size % 2, os.SEEK_CUR)
+    return held
 
 
 def _read_stream(path: Path, seconds: float | None) -> tuple[np.ndarray[Any, Any], int]:
@@ -168,7 +195,7 @@ def _read_stream(path: Path, seconds: float | None) -> tuple[np.ndarray[Any, Any
         stream = first_stream(container, "audio", path)
         rate, zero, position = stream.rate, (container.start_time or 0) / 1e6, 0
         parts: list[np.ndarray[Any, Any]] = []
-        enough = _enough(seconds, rate, sys.maxsize)
+        enough = _enough(seconds, rate)
         planes = av.AudioResampler(format="fltp")  # floats, one row a channel; rate and channels stay
         try:
             for frame in container.decode(stream):
@@ -185,15 +212,14 @@ def _read_stream(path: Path, seconds: float | None) -> tuple[np.ndarray[Any, Any
             raise MediaError(
                 f'{path}: its sound does not decode ({error}): fetch it again, or leave it out by on_error="skip"'
             ) from error
-        declared = stream_end(stream)
-        if declared is not None and 0 < position < enough and declared - zero > position / rate + SLACK:
-            raise cut_short(path, "sound", position / rate, declared - zero)
+        if 0 < position < enough:
+            check_end(container, stream, zero + position / rate, path)
     return (np.concatenate(parts)[:enough] if parts else np.empty(0, np.float32)), rate
 
 
-def _enough(seconds: float | None, rate: int, most: int) -> int:
+def _enough(seconds: float | None, rate: int) -> int:
     """How many samples are read: a little more than wanted, so that the resampling filter meets no end there."""
-    return most if seconds is None else min(most, round((seconds + SLACK) * rate))
+    return sys.maxsize if seconds is None else round((seconds + SLACK) * rate)
 
 
 def _move(parts: Sequence[np.ndarray[Any, Any]], position: int, start: int) -> list[np.ndarray[Any, Any]]:

@@ -61,15 +61,21 @@ class Media:
         picture=True,
         rotation=0,
         gop=12,
+        late=0,
+        codec="libx264",
+        options=None,
         **muxer,
     ):
-        """A video of 32 x 24 pixels, each second of its grey or each frame of its own, and sound of seconds' levels."""
+        """A video of 32 x 24 pixels, each second of its grey or each frame of its own, and sound of seconds' levels.
+
+        Pictures start at the second ``late``; the first of ``greys`` is shown then.
+        """
         greys = greys or [self.grey(frame // fps) for frame in range(seconds * fps)]
         path.parent.mkdir(parents=True, exist_ok=True)
         av = pytest.importorskip("av")
         with av.open(str(path), "w", options=muxer) as container:
             if picture:
-                stream = container.add_stream("libx264", rate=fps, options={"crf": "10", "preset": "ultrafast"})
+                stream = container.add_stream(codec, rate=fps, options=options or {"crf": "10", "preset": "ultrafast"})
                 stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv420p"
                 stream.codec_context.gop_size = gop
                 if rotation:
@@ -82,13 +88,15 @@ class Media:
                     array = np.full((24, 32, 3), grey, np.uint8)
                     array[:, :4] = 255  # the left edge is white, so that turned frames show
                     frame = av.VideoFrame.from_ndarray(array)
-                    frame.pts, frame.time_base = index, Fraction(1, fps)
+                    frame.pts, frame.time_base = index + late * fps, Fraction(1, fps)
                     container.mux(stream.encode(frame))
                 container.mux(stream.encode())
             if sound:
                 frame = av.AudioFrame.from_ndarray(self.samples(seconds, rate)[None], "flt", "mono")
                 frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
-                resampler = av.AudioResampler(audio.codec_context.format.name, "mono", rate, audio.frame_size or None)
+                resampler = av.AudioResampler(
+                    audio.codec_context.format.name, "mono", rate, audio.frame_size or rate // 10
+                )
                 for piece in [*resampler.resample(frame), *resampler.resample(None)]:
                     container.mux(audio.encode(piece))
                 container.mux(audio.encode())

@@ -93,6 +93,25 @@ def test_broken_files_are_found_by_decoding(ave, media):
     assert "  val: 1 are shorter than their clip: " in str(report)
 
 
+def test_cut_and_late_videos_are_found_by_decoding(tmp_path, media):
+    (tmp_path / "Annotations.txt").write_text("".join(f"Cat&{name}&good&0&10\n" for name in IDS[:3]))
+    for row, split in enumerate(("train", "val", "test")):
+        with h5py.File(tmp_path / f"{split}_order.h5", "w") as file:
+            file["order"] = np.array([row])
+    cut = media.video(tmp_path / "AVE" / f"{IDS[0]}.mkv")
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    media.video(tmp_path / "AVE" / f"{IDS[1]}.mp4", greys=[media.grey(9)] * 35, late=3)
+    media.video(tmp_path / "AVE" / f"{IDS[2]}.mp4")
+    report = check_data("ave", tmp_path, deep=True)
+    assert not report.ok
+    assert list(report.broken["train"]) == [IDS[0]]
+    assert "though its header says 10.00 s" in report.broken["train"][IDS[0]]
+    assert [words.partition(": ")[2][:34] for words in report.filled["val"]] == ["the video starts after 3.00 s and "]
+    assert not report.broken["val"]
+    assert not report.broken["test"]
+    assert not report.filled["test"]
+
+
 def test_annotations_of_ave_without_media(real_annotations):
     report = check_data("ave", real_annotations / "ave")
     assert not report.ok

@@ -1,6 +1,7 @@
 """Sound of files, arrays and videos, against levels that are known."""
 
 import pickle
+import struct
 
 import numpy as np
 import pytest
@@ -16,6 +17,23 @@ def test_sound_files_are_read_as_they_are(tmp_path, media):
     path = media.wav(tmp_path / "a.wav", seconds=3)
     made = read_sound(path, sampling_rate=16000)
     assert made.dtype == torch.float32
+    assert torch.equal(made, torch.from_numpy(media.samples(3, 16000)))
+
+
+def test_suffixes_may_be_in_capitals(tmp_path, media):
+    path = media.npy(tmp_path / "a.npy").rename(tmp_path / "a.NPY")
+    assert torch.equal(read_sound(path, sampling_rate=32000), torch.from_numpy(media.samples(10, 32000)))
+    path = media.wav(tmp_path / "a.wav", seconds=3).rename(tmp_path / "a.WAV")
+    assert torch.equal(read_sound(path, sampling_rate=16000), torch.from_numpy(media.samples(3, 16000)))
+
+
+@pytest.mark.parametrize("size", [0, 0x7FFFF000, 0x7FFFEFFC, 0x80000000, 0xFFFFFFFF])
+def test_a_wav_whose_writer_did_not_know_its_length_is_read_to_its_end(tmp_path, media, size):
+    path = media.wav(tmp_path / "a.wav", seconds=3)
+    data = path.read_bytes()
+    start, rest = data.split(b"data", 1)
+    path.write_bytes(start + b"data" + struct.pack("<I", size) + rest[4:])
+    made = read_sound(path, sampling_rate=16000)
     assert torch.equal(made, torch.from_numpy(media.samples(3, 16000)))
 
 
@@ -92,6 +110,9 @@ def test_integer_arrays_are_scaled_and_wrong_ones_refused(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((10, 128)))
     with pytest.raises(MediaError, match=r"holds float64 \(10, 128\): a mono sound"):
         read_sound(tmp_path / "a.npy", sampling_rate=32000)
+    np.save(tmp_path / "a.npy", np.array({"a.wav": np.zeros(320)}, dtype=object))  # all sounds of a category
+    with pytest.raises(MediaError, match=r"a\.npy holds a pickled dict: a mono sound \(samples,\) is wanted"):
+        read_sound(tmp_path / "a.npy", sampling_rate=32000)
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
@@ -161,6 +182,20 @@ def test_empty_and_infinite_sounds_are_named(tmp_path):
     np.save(tmp_path / "a.npy", np.array([0, np.nan], np.float32))
     with pytest.raises(MediaError, match=r"a\.npy holds NaN or infinite samples"):
         read_sound(tmp_path / "a.npy", sampling_rate=16000)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.WAV"])
+def test_a_wav_that_is_cut_short_is_named(tmp_path, media, name):
+    data = media.wav(tmp_path / name, channels=2).read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(
+        MediaError, match=r"the sound ends after 5\.00 s though its header says 10\.00 s: the file is cut"
+    ):
+        read_sound(tmp_path / name, sampling_rate=16000, seconds=10)
+    with pytest.raises(MediaError, match=r"the sound ends after 5\.00 s though its header says 10\.00 s"):
+        read_sound(tmp_path / name, sampling_rate=16000)
+    made = read_sound(tmp_path / name, sampling_rate=16000, seconds=4)  # what is wanted is there
+    assert made[:64000].tolist() == media.samples(4, 16000).tolist()
 
 
 def test_a_sound_cut_between_two_packets_is_named(tmp_path, media):
