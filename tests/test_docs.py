@@ -47,5 +47,9 @@ def test_links_resolve(page):
 def test_readme_shows_the_demos_own_table():
     shown = re.search(r"<!-- demo output: begin -->(.*)<!-- demo output: end -->", PAGES[0].read_text(), re.DOTALL)
     assert shown
-    for method in ("nothing learned", "linear probe, last layers", "mean-pooled, all layers", "Mettle", "MoLT"):
-        assert re.search(rf"^\| {method} +\| +\d+\.\d", shown[1], re.MULTILINE), method
+    head, _, *rows = (re.split(r" *\| *", line)[1:-1] for line in shown[1].strip().split("\n\n")[0].splitlines())
+    methods = ["nothing learned", "linear probe, last layers", "mean-pooled, all layers", "Mettle", "MoLT"]
+    assert head[:-1] == ["exercise", "score", *methods]
+    assert {row[0].partition(",")[0] for row in rows} == {"localisation", "parsing", "questions", "segmentation"}
+    for row in rows:
+        assert all(re.fullmatch(r"\d+\.\d( ± \d+\.\d)?", cell) for cell in row[2:-1]), row
