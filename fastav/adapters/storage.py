@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
+
+from fastav.optional import load_optional
+
+_WHO = {"by": "saved adapters", "extra": "training"}
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -14,7 +17,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         ImportError: safetensors is missing.
     """
     state = {name: value.detach().contiguous() for name, value in tensors.items()}
-    _safetensors().torch.save_file(state, path, metadata={"format": "pt"})
+    load_optional("safetensors.torch", **_WHO).save_file(state, path, metadata={"format": "pt"})
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -25,16 +28,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         ValueError: it is damaged.
         ImportError: safetensors is missing.
     """
-    safetensors = _safetensors()
     try:
-        return safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
+        return load_optional("safetensors.torch", **_WHO).load_file(path)
+    except load_optional("safetensors", **_WHO).SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}): copy it again, or train again") from error
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError('saving and loading adapters needs safetensors: pip install "fastav[training]"') from error
-    return safetensors

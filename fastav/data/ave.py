@@ -12,7 +12,7 @@ from torch import Tensor
 from fastav.data.clips import Clip, MediaTreeDataset
 from fastav.data.errors import DataError
 from fastav.data.layouts import find_file, need_file, read_annotations
-from fastav.data.optional import load_optional
+from fastav.optional import load_optional
 
 #: In the order of their first appearance in the annotations; the label of background is their number, 28.
 AVE_CLASSES = (

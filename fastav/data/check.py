@@ -16,7 +16,7 @@ from fastav.data.frames import list_frames
 from fastav.data.layouts import find_file, name_some
 from fastav.data.llp import LLP, llp_events, llp_split, llp_warts
 from fastav.data.music_avqa import REVISIONS, MusicAVQA, collect_answers, parse_music_avqa, question_file
-from fastav.data.optional import load_optional
+from fastav.optional import load_optional
 
 #: Names of data sets, as :func:`check_data` and the command line have them.
 DATA_SETS = ("ave", "llp", "avsbench-s4", "avsbench-ms3", "music-avqa")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastav.data.errors import MediaError, MediaWarning
-from fastav.data.optional import load_optional
+from fastav.optional import load_optional
 
 _SUFFIXES = {".jpg", ".jpeg", ".png"}
 

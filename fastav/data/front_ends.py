@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastav.backbones import FrozenBackbone
-from fastav.data.optional import load_optional
+from fastav.optional import load_optional
 
 
 class FrontEnd:

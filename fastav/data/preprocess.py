@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from fastav.backbones import FrozenBackbone
 from fastav.data.errors import DataError, MediaWarning
 from fastav.data.front_ends import front_end as front_end_for
-from fastav.data.optional import load_optional
+from fastav.optional import load_optional
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _HALVES = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)

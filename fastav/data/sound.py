@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from fastav.data.errors import MediaError, MediaWarning
-from fastav.data.optional import load_optional
 from fastav.data.video import SLACK, check_end, cut_short, first_stream, open_media
+from fastav.optional import load_optional
 
 #: Hz of sounds in .npy files, which do not say; DG-SCT made them so.
 ARRAY_RATE = 32000

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastav.data.errors import MediaError, MediaWarning
 from fastav.data.frames import stack_pictures
-from fastav.data.optional import load_optional
+from fastav.optional import load_optional
 
 #: Seconds by which a stream may end early without a word: containers round to whole frames, of 40 to 67 ms.
 SLACK = 0.1

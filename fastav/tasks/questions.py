@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
-from fastav.data.optional import load_optional
+from fastav.optional import load_optional
 from fastav.tasks.vocabulary import Vocabulary, check_questions
 
 _REMEMBERED = 4096  # texts; of 14 tokens and 768 channels they are 176 MB

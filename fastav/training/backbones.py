@@ -8,7 +8,7 @@ from torch import nn
 
 from fastav.backbones import shorten_whisper
 from fastav.backbones.whisper import whisper_encoder
-from fastav.data.optional import load_optional
+from fastav.optional import load_optional
 from fastav.training.config import AudioConfig, VisualConfig
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastav.data.optional import load_optional
+from fastav.optional import load_optional
 
 _HEAT = "inferno"
 _INCH = 1.05  # a frame's side

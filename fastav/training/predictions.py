@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fastav.data.optional import load_optional
+from fastav.optional import load_optional
 from fastav.tasks.task import Batch
 
 
