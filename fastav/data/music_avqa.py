@@ -69,7 +69,10 @@ def parse_music_avqa(path: str | Path) -> list[QuestionRow]:
         lacking = [key for key in _KEYS if not isinstance(entry, dict) or key not in entry]
         if lacking:
             raise DataError(f"{where} lacks {', '.join(lacking)} ('anser' is the data set's own spelling)")
-        if not entry.get("question_deleted"):
+        deleted = entry.get("question_deleted", 0)
+        if deleted not in (0, 1):  # false and true among them
+            raise DataError(f"{where} has {deleted!r} as question_deleted, wanted 0 or 1: get it again")
+        if not deleted:
             rows.append(_row(entry, where))
     if len({row.number for row in rows}) != len(rows):
         raise DataError(f"{path} has a question_id twice: get it again from the MUSIC-AVQA repository")

@@ -221,6 +221,7 @@ def test_deleted_questions_are_left_out(tree):
         ({"question_id": [9]}, r"entry 1: question_id is \[9\], wanted a whole number: get it again"),
         ({"question_id": "9"}, r"entry 1: question_id is '9', wanted a whole number"),
         ({"question_id": True}, r"entry 1: question_id is True, wanted a whole number"),
+        ({"question_deleted": "0"}, r"entry 1 has '0' as question_deleted, wanted 0 or 1: get it again"),
         ({"question_content": None}, r"entry 1: question_content is None, wanted a text: get it again"),
         ({"anser": None}, r"entry 1: anser is None, wanted a text"),
         ({"anser": ""}, r"entry 1: anser is '', wanted a text"),
