@@ -15,7 +15,8 @@ from .distill import distill_forward
 from .distill_backward import distill_backward
 from .fuse import fuse_forward
 from .fuse_backward import fuse_backward
-from .inject import inject_backward, inject_forward
+from .inject import inject_forward
+from .inject_backward import inject_backward
 from .launch import INTERPRETED
 from .orthogonality import orthogonality_backward, orthogonality_forward
 from .project import project_forward
