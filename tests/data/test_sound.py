@@ -209,6 +209,23 @@ def test_a_sound_cut_between_two_packets_is_named(tmp_path, media):
         read_sound(path, sampling_rate=16000)
 
 
+def test_bare_aac_does_not_say_how_long_it_is(tmp_path):
+    """Its length is guessed from the bit rate of its start: silence here, so that the guess is minutes."""
+    av = pytest.importorskip("av")
+    sound = np.zeros((1, 10 * 16000), np.float32)
+    sound[:, 5 * 16000 :] = np.random.default_rng(0).uniform(-1, 1, 5 * 16000)
+    with av.open(str(tmp_path / "a.aac"), "w", format="adts") as container:
+        stream = container.add_stream("aac", rate=16000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(sound, "fltp", "mono")
+        frame.sample_rate = 16000
+        container.mux([*stream.encode(frame), *stream.encode()])
+    with av.open(str(tmp_path / "a.aac")) as container:
+        assert container.duration / 1e6 > 60
+    made = read_sound(tmp_path / "a.aac", sampling_rate=16000, seconds=20)
+    assert len(made) == pytest.approx(10 * 16000, abs=2 * 1024)  # whole frames of 1,024 samples, and one of delay
+    assert made[: 4 * 16000].abs().max() < 1e-3 < 0.1 < made[6 * 16000 : 9 * 16000].abs().max()
+
+
 def test_a_sound_that_is_cut_short_is_named(tmp_path, media):
     data = media.video(tmp_path / "a.mp4", picture=False, movflags="faststart").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])
