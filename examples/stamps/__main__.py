@@ -41,7 +41,7 @@ class Size:
     variants: bool
 
 
-SUBSET = Size({"train": 320, "validation": 60, "test": 80}, {"train": 120, "validation": 40, "test": 60}, 1, False)
+SUBSET = Size({"train": 240, "validation": 60, "test": 80}, {"train": 120, "validation": 40, "test": 60}, 1, False)
 ALL = Size(
     {"train": 600, "validation": 100, "test": 150, "cross": 100},
     {"train": 400, "validation": 60, "test": 80},
@@ -127,7 +127,15 @@ def _train(exercise: Exercise, method: str, seed: int) -> Run:
     epochs = exercise.settling if method in BASELINES else exercise.epochs
     name = f"{exercise.name}: {method}"
     make = exercise.methods[method]
-    return train(name, make, exercise.examples, epochs=epochs, batch=exercise.batch, seed=seed)
+    return train(
+        name,
+        make,
+        exercise.examples,
+        epochs=epochs,
+        batch=exercise.batch,
+        weight_decay=exercise.weight_decay,
+        seed=seed,
+    )
 
 
 def _write(folder: Path, done: list[Exercise], runs: report.Runs, notes: str) -> str:

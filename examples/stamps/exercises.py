@@ -49,6 +49,7 @@ class Exercise:
         epochs: of the adapters.
         settling: epochs of the linear probe and the mean-pooled baseline, which settle more slowly; validation chooses.
         batch: clips in a training step.
+        weight_decay: of matrices.
         twins: whether clips 2 i and 2 i + 1 show the same frames.
     """
 
@@ -60,6 +61,7 @@ class Exercise:
     epochs: int
     settling: int
     batch: int = BATCH
+    weight_decay: float = 0.05
     twins: bool = False
 
 
@@ -123,7 +125,13 @@ def questions(splits: dict[str, Split], text_model: Path | None) -> Exercise:
     def task(tokens: int, width: int) -> QuestionAnsweringTask:
         folder = None if text_model is None else str(text_model.parent)
         return QuestionAnsweringTask(
-            words, answers, num_tokens=tokens, width=width, text_model=folder, label_smoothing=0.1
+            words,
+            answers,
+            num_tokens=tokens,
+            width=width,
+            text_model=folder,
+            label_smoothing=0.1,
+            swap_unasked=0.5,
         )
 
     examples = {
@@ -151,6 +159,7 @@ def questions(splits: dict[str, Split], text_model: Path | None) -> Exercise:
         ("each template's commonest answer", metric.compute()),
         epochs=20,
         settling=20,
+        weight_decay=1.0,
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from examples.stamps.examples import Examples
-from examples.stamps.taps import Split
+from examples.stamps.taps import Pairs, Split
 from fastav import AdapterOutput, FrozenBackbone, ops
 from fastav.adapters import Adapter
 from fastav.tasks.task import Task
@@ -25,13 +25,15 @@ class Model(nn.Module):
 
     def forward(self, examples: Examples, index: Tensor) -> tuple[object, Tensor]:
         """What the head says of the examples at ``index`` (B,), and the source's auxiliary loss."""
-        clips, of = examples.clip[index], None
+        batch, of = examples.batch(index), None
+        clips = Pairs(*self.task.sources(batch, examples.clip[index]))
         if examples.several_a_clip:
-            clips, of = clips.unique(return_inverse=True)
+            different, of = torch.stack(clips).unique(dim=1, return_inverse=True)
+            clips = Pairs(*different)
         out = self.source(examples.split, clips)
         if of is not None:
             out = out._replace(visual=out.visual[of], audio=out.audio[of])
-        return self.task(out, examples.batch(index)), out.aux_loss
+        return self.task(out, batch), out.aux_loss
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay leaves alone."""
@@ -46,8 +48,8 @@ class Adapted(nn.Module):
         super().__init__()
         self.adapter, self.muted = adapter, muted
 
-    def forward(self, split: Split, clips: Tensor) -> AdapterOutput:
-        """Tokens (B, T, K, W) of the clips at ``clips`` (B,)."""
+    def forward(self, split: Split, clips: Pairs) -> AdapterOutput:
+        """Tokens (B, T, K, W) of B clips."""
         taps = split.taps(clips, self.adapter.visual, self.adapter.audio)
         out = self.adapter.forward_taps(*taps, num_segments=split.segments)
         return out._replace(audio=torch.zeros_like(out.audio)) if self.muted else out
@@ -80,11 +82,13 @@ class MeanPooled(nn.Module):
         self.weights = nn.ParameterList(nn.Parameter(torch.randn(d, WIDTH) * d**-0.5) for d in widths)
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(WIDTH)) for _ in widths)
 
-    def forward(self, split: Split, clips: Tensor) -> AdapterOutput:
-        """Tokens (B, T, 1, W) of the clips at ``clips`` (B,)."""
-        pooled = split.pooled(*self.backbones[0])[:, clips]
+    def forward(self, split: Split, clips: Pairs) -> AdapterOutput:
+        """Tokens (B, T, 1, W) of B clips."""
+        visual = len(self.backbones[0].visual.widths)
+        taps = split.pooled(*self.backbones[0])
+        pooled = torch.cat([taps[:visual, clips.seen], taps[visual:, clips.heard]])
         tokens = list(((pooled - self.mean) / self.std).flatten(1, 2)[:, :, None])
-        weights, biases, visual = list(self.weights), list(self.biases), len(self.backbones[0].visual.widths)
+        weights, biases = list(self.weights), list(self.biases)
         seen, heard = (
             ops.fuse(tokens[layers], weights[layers], biases[layers], norm="layer").unflatten(0, (-1, split.segments))
             for layers in (slice(visual), slice(visual, None))
@@ -107,9 +111,10 @@ class LastLayers(nn.Module):
         self.register_buffer("mean", pooled.mean((1, 2))[:, None, None])
         self.register_buffer("std", pooled.std((1, 2))[:, None, None])
 
-    def forward(self, split: Split, clips: Tensor) -> AdapterOutput:
-        """Features (B, T, 1, D) of the clips at ``clips`` (B,)."""
-        visual, audio = ((self._last(split)[:, clips] - self.mean) / self.std)[..., None, :]
+    def forward(self, split: Split, clips: Pairs) -> AdapterOutput:
+        """Features (B, T, 1, D) of B clips."""
+        last = torch.stack([of[which] for of, which in zip(self._last(split), clips, strict=True)])
+        visual, audio = ((last - self.mean) / self.std)[..., None, :]
         return AdapterOutput(
             visual, audio, visual.new_zeros(()), _maps(split, clips, self.backbones[0]) if self.dense else ()
         )
@@ -121,7 +126,7 @@ class LastLayers(nn.Module):
         return pooled[[len(backbones.visual.widths) - 1, -1]]
 
 
-def _maps(split: Split, clips: Tensor, backbones: Backbones) -> tuple[Tensor, ...]:
+def _maps(split: Split, clips: Pairs, backbones: Backbones) -> tuple[Tensor, ...]:
     """The visual taps as feature maps (B, T, h, w, D), as injection would find them."""
     patches = [tap[:, backbones.visual.prefix_tokens :] for tap in split.taps(clips, *backbones).visual]
     side = round(patches[0].shape[1] ** 0.5)

@@ -36,6 +36,13 @@ class Taps(NamedTuple):
     audio: list[Tensor]  # each (B, 50 * T, D): a clip's tokens in order of time
 
 
+class Pairs(NamedTuple):
+    """Clips by their numbers: those that are looked at and those that are listened to, mostly the same."""
+
+    seen: Tensor  # (B,) int64
+    heard: Tensor  # (B,) int64
+
+
 def prepare(clips: Sequence[Any]) -> Inputs:
     """Make backbone inputs of some clips, which have ``frames`` (T, 3, H, W) uint8 and ``sound`` (16000 T,)."""
     frames, sound = (torch.stack([_part(clip, name) for clip in clips]) for name in ("frames", "sound"))
@@ -78,12 +85,12 @@ class Split:
     def __len__(self) -> int:
         return self._length
 
-    def taps(self, index: Tensor, visual: FrozenBackbone, audio: FrozenBackbone) -> Taps:
-        """Read the taps that two backbones have, which are among the split's, of the clips at ``index`` (B,)."""
-        segments = (index[:, None] * self.segments + torch.arange(self.segments)).flatten()
+    def taps(self, clips: Pairs, visual: FrozenBackbone, audio: FrozenBackbone) -> Taps:
+        """Read the taps that two backbones have, which are among the split's, of B clips."""
+        segments = (clips.seen[:, None] * self.segments + torch.arange(self.segments)).flatten()
         return Taps(
             self._visual.select(visual.tap_names)[segments],
-            self._audio.select(audio.tap_names)[index],
+            self._audio.select(audio.tap_names)[clips.heard],
         )
 
     def pooled(self, visual: FrozenBackbone, audio: FrozenBackbone) -> Tensor:
@@ -95,7 +102,7 @@ class Split:
         key = visual.tap_names + audio.tap_names
         if key not in self._pooled:
             parts = tqdm(torch.arange(len(self)).split(50), "pooling taps", leave=False)
-            rows = [_pool(self.taps(index, visual, audio), self.segments) for index in parts]
+            rows = [_pool(self.taps(Pairs(some, some), visual, audio), self.segments) for some in parts]
             self._pooled[key] = torch.cat(rows, 1)
         return self._pooled[key]
 

@@ -18,7 +18,6 @@ from examples.stamps.methods import Model
 from fastav import backends, set_backend
 
 LEARNING_RATE = 2e-3
-WEIGHT_DECAY = 0.05
 WARM_UP = 0.05  # of all steps
 CLIP_NORM = 1.0
 
@@ -58,6 +57,7 @@ def train(
     *,
     epochs: int,
     batch: int,
+    weight_decay: float,
     seed: int,
 ) -> Run:
     """Train one method on "train", choose its epoch on "validation", score it on every other split.
@@ -68,11 +68,12 @@ def train(
         examples: by split.
         epochs: through all training clips.
         batch: clips in a step, with all their examples.
+        weight_decay: of matrices.
         seed: of the weights, the order and dropout.
     """
     torch.manual_seed(seed)
     model, of_train = make(), examples["train"]
-    optimizer = torch.optim.AdamW(_parameter_groups(model), LEARNING_RATE)
+    optimizer = torch.optim.AdamW(_parameter_groups(model, weight_decay), LEARNING_RATE)
     steps = epochs * math.ceil(len(of_train.split) / batch)
     warm_up = max(1, round(WARM_UP * steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -139,7 +140,7 @@ def predict(model: Model, examples: Examples, batch: int = 16) -> dict[str, Tens
 def step_times(model: Model, examples: Examples, batch: int, rounds: int = 15) -> dict[str, list[float]]:
     """Seconds of training steps of a copy of ``model``, by the backend of the ops: those usable here, taking turns."""
     model = copy.deepcopy(model).train()
-    optimizer = torch.optim.AdamW(_parameter_groups(model), LEARNING_RATE)
+    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE)
     names = [name for name in ("native", "reference") if backends()[name].usable]
     times: dict[str, list[float]] = {name: [] for name in names}
     for i in tqdm(range(1 + rounds), "timing steps", leave=False):
@@ -184,10 +185,10 @@ def _step(model: Model, examples: Examples, index: Tensor, optimizer: torch.opti
     return loss.item()
 
 
-def _parameter_groups(model: Model) -> list[dict]:
+def _parameter_groups(model: Model, weight_decay: float) -> list[dict]:
     """Matrices decay; queries, norms and biases do not."""
     spared = model.no_weight_decay()
-    groups: list[dict] = [{"params": [], "weight_decay": WEIGHT_DECAY}, {"params": [], "weight_decay": 0.0}]
+    groups: list[dict] = [{"params": [], "weight_decay": weight_decay}, {"params": [], "weight_decay": 0.0}]
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups[name in spared or parameter.ndim < 2]["params"].append(parameter)

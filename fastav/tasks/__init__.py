@@ -17,6 +17,7 @@ from fastav.tasks.question_answering import (
 from fastav.tasks.questions import EncodedQuestions, FrozenTextEncoder, QuestionLSTM
 from fastav.tasks.segmentation import SegmentationTask, decode_segmentation, segmentation_loss
 from fastav.tasks.segmentation_head import SegmentationHead
+from fastav.tasks.swap import swap_unasked
 from fastav.tasks.vocabulary import Vocabulary
 
 __all__ = [
@@ -41,5 +42,6 @@ __all__ = [
     "parsing_loss",
     "question_answering_loss",
     "segmentation_loss",
+    "swap_unasked",
     "weak_localization_loss",
 ]

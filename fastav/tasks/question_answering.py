@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastav.adapters import AdapterOutput
 from fastav.tasks.evidence import check_tokens, target
 from fastav.tasks.questions import EncodedQuestions, FrozenTextEncoder, QuestionLSTM
+from fastav.tasks.swap import swap_unasked
 from fastav.tasks.task import Batch, Task
 from fastav.tasks.vocabulary import Vocabulary
 
@@ -181,11 +182,13 @@ class QuestionAnsweringTask(Task):
         hidden: see :class:`QuestionAnsweringHead`.
         dropout: see :class:`QuestionAnsweringHead`.
         label_smoothing: see :func:`question_answering_loss`.
+        swap_unasked: in training, how likely two clips swap what a question does not ask about, 0 ... 1; see
+            :func:`fastav.tasks.swap_unasked`. The batches need a ``question_type`` then.
 
     Raises:
         TypeError: answers in one string.
-        ValueError: no answers, an answer twice, a vocabulary that :class:`Vocabulary` refuses, or a text transformer
-            that cannot be loaded.
+        ValueError: no answers, an answer twice, a share outside 0 ... 1, a vocabulary that :class:`Vocabulary` refuses,
+            or a text transformer that cannot be loaded.
     """
 
     name = "question_answering"
@@ -202,8 +205,11 @@ class QuestionAnsweringTask(Task):
         hidden: int = 128,
         dropout: float = 0.3,
         label_smoothing: float = 0.0,
+        swap_unasked: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= swap_unasked <= 1:
+            raise ValueError(f"swap_unasked is {swap_unasked}, wanted a share, 0 ... 1")
         if isinstance(answers, str):
             raise TypeError("answers must be a list of texts, got one string")
         if not answers or len(set(answers)) < len(answers):
@@ -221,7 +227,18 @@ class QuestionAnsweringTask(Task):
             hidden=hidden,
             dropout=dropout,
         )
-        self.answers, self.label_smoothing = tuple(answers), label_smoothing
+        self.answers, self.label_smoothing, self.swap_unasked = tuple(answers), label_smoothing, swap_unasked
+
+    def sources(self, batch: Batch, clips: Tensor) -> tuple[Tensor, Tensor]:
+        """In training, another clip's sound or sight for a share of the questions that do not ask about it.
+
+        Raises:
+            ValueError: the batch has no ``question_type``, and ``swap_unasked`` is not zero.
+        """
+        if not (self.training and self.swap_unasked):
+            return clips, clips
+        types = target(batch, "question_type", "swap_unasked asks each question whether it is about one sense alone")
+        return swap_unasked(types, clips, self.swap_unasked)
 
     def forward(self, out: AdapterOutput, batch: Batch) -> Tensor:
         """Logits (B, num_answers), of the batch's ``question``, a list of B strings.

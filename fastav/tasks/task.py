@@ -25,6 +25,18 @@ class Task(nn.Module):
     name: ClassVar[str]
     monitor: ClassVar[str]
 
+    def sources(self, batch: Batch, clips: Tensor) -> tuple[Tensor, Tensor]:
+        """Which clips an adapter is to look at and to listen to for a batch: its own, where a task says nothing else.
+
+        Args:
+            batch: the batch; nothing that has gone through a backbone yet.
+            clips: (B,) int64, the clip of each row.
+
+        Returns:
+            Two tensors like ``clips``, with ``clips`` itself where nothing is to change.
+        """
+        return clips, clips
+
     def forward(self, out: AdapterOutput, batch: Batch) -> Any:
         """What the head says, for :meth:`loss`, :meth:`update` and :meth:`decode`; targets in ``batch`` are not read.
 

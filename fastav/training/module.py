@@ -60,7 +60,12 @@ class AudioVisualModule(LightningModule):
 
     def forward(self, batch: Batch) -> tuple[AdapterOutput, Any]:
         """What the adapter and the task's head make of a batch with ``visual`` and ``audio``."""
-        out = self.adapter(batch["visual"], batch["audio"])
+        clips = torch.arange(len(batch["visual"]), device=batch["visual"].device)
+        visual, audio = (
+            batch[name] if source is clips else batch[name][source]
+            for name, source in zip(("visual", "audio"), self.task.sources(batch, clips), strict=True)
+        )
+        out = self.adapter(visual, audio)
         return out, self.task(out, batch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -14,10 +14,13 @@ from examples.stamps import exercises, report, splits, taps, training
 from examples.stamps.assets import STAMPS, AssetUnavailable
 from examples.stamps.material import load_material
 from examples.stamps.scenes import compose
+from examples.stamps.taps import Pairs
 from fastav import FrozenBackbone
 
 TOY = demo.Size({"train": 4, "validation": 2, "test": 6, "cross": 2}, {"train": 4, "validation": 2, "test": 6}, 1, True)
 METHODS = (exercises.PROBE, exercises.POOLED, exercises.METTLE, exercises.MOLT)
+
+BRIEFLY = {"epochs": 1, "batch": 4, "weight_decay": 0.05}
 
 
 @pytest.fixture
@@ -72,7 +75,7 @@ def test_stored_taps_are_the_backbones_own(clips):
     split = clips["train"]
     inputs = taps.prepare([split.clips[2]])
     visual = FrozenBackbone(split.visual.module, [3, 9])
-    read = split.taps(torch.tensor([2]), visual, split.audio)
+    read = split.taps(Pairs(torch.tensor([2]), torch.tensor([2])), visual, split.audio)
     # 16-bit storage: 11 bits of precision
     for stored, direct in zip(read.visual, visual(inputs.frames.flatten(0, 1)), strict=True):
         torch.testing.assert_close(stored.float(), direct, rtol=2**-10, atol=1e-4)
@@ -98,7 +101,7 @@ def test_taps_are_written_once(clips, tmp_path, monkeypatch):
 def test_training_is_deterministic_and_scores_are_the_best_epochs(clips):
     exercise = exercises.localization(clips, weak=False)
     make, examples = exercise.methods["Mettle"], exercise.examples
-    one, two = (training.train("Mettle", make, examples, epochs=2, batch=4, seed=3) for _ in range(2))
+    one, two = (training.train("Mettle", make, examples, **{**BRIEFLY, "epochs": 2}, seed=3) for _ in range(2))
     assert one.losses == two.losses
     assert one.scores == two.scores
     assert one.scores["validation"]["accuracy"] == max(one.monitored)
@@ -108,11 +111,32 @@ def test_training_is_deterministic_and_scores_are_the_best_epochs(clips):
     assert one.of_clips.mean().item() == pytest.approx(one.scores["test"]["accuracy"], rel=1e-5)
 
 
+@pytest.mark.parametrize("method", ["mean-pooled, all layers", "linear probe, last layers", "MoLT"])
+def test_questions_are_asked_with_another_clip_for_what_they_do_not_ask(clips, method):
+    """In training: the tokens of the pairs that the task wants, whatever else is in the batch."""
+    exercise = exercises.questions(clips, None)
+    torch.manual_seed(0)
+    model, examples = exercise.methods[method](), exercise.examples["train"]
+    model.source.eval()  # in its first steps an adapter measures what it is given
+    index, given = torch.arange(len(examples)), []
+    model.task.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    torch.manual_seed(1)
+    wanted = model.task.sources(examples.batch(index), examples.clip)
+    assert all((source != examples.clip).any() for source in wanted)
+    torch.manual_seed(1)
+    model(examples, index)
+    for i in index[wanted[0] != wanted[1]][:3].tolist():
+        one = model.source(examples.split, Pairs(*(source[i : i + 1] for source in wanted)))
+        # Other sizes of a product, another order of its sums.
+        torch.testing.assert_close(given[0].visual[i], one.visual[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(given[0].audio[i], one.audio[0], rtol=1e-4, atol=1e-4)
+
+
 def test_saved_bytes_count_the_taps(clips):
     exercise = exercises.localization(clips, weak=False)
-    run = training.train("Mettle", exercise.methods["Mettle"], exercise.examples, epochs=1, batch=4, seed=0)
+    run = training.train("Mettle", exercise.methods["Mettle"], exercise.examples, **BRIEFLY, seed=0)
     adapter = run.model.source.adapter
-    read = clips["train"].taps(torch.arange(4), adapter.visual, adapter.audio)
+    read = clips["train"].taps(Pairs(torch.arange(4), torch.arange(4)), adapter.visual, adapter.audio)
     stored = sum(tap.numel() * tap.element_size() for tap in (*read.visual, *read.audio)) / 4
     # These taps have hardly more tokens (10 and 50) than there are query rows (12, in float32).
     assert stored < run.saved_bytes < 3 * stored
@@ -121,7 +145,7 @@ def test_saved_bytes_count_the_taps(clips):
 def test_tables_give_means_spreads_and_paired_leads(clips):
     exercise = exercises.localization(clips, weak=False)
     make = exercise.methods["linear probe, last layers"]
-    runs = [training.train("probe", make, exercise.examples, epochs=1, batch=4, seed=seed) for seed in range(3)]
+    runs = [training.train("probe", make, exercise.examples, **BRIEFLY, seed=seed) for seed in range(3)]
     for run, value in zip(runs, (10.0, 20.0, 60.0), strict=True):
         run.scores["test"]["accuracy"] = value
         run.of_clips = torch.tensor([value, value + 10, 0.0, 0.0])

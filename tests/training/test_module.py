@@ -199,3 +199,17 @@ def test_a_batch_that_was_all_left_out_takes_part_in_measuring(adapter):
     module.training_step({}, 0)
     assert taken == [0, 4]  # measured, so there is nothing to take part in
     assert not distillation.measuring
+
+
+def test_the_adapter_sees_and_hears_what_the_task_says(adapter):
+    class Crossed(LocalizationTask):
+        def sources(self, batch, clips):
+            return clips, clips.flip(0)
+
+    module = AudioVisualModule(adapter, Crossed(3, num_tokens=2, width=16), OptimizerConfig()).eval()
+    batch = torch.utils.data.default_collate(clips(3))
+    out, _ = module(batch)
+    right, wrong = (adapter(batch["visual"], sound) for sound in (batch["audio"].flip(0), batch["audio"]))
+    torch.testing.assert_close(out.audio, right.audio)
+    torch.testing.assert_close(out.visual, wrong.visual)
+    assert not torch.equal(out.audio, wrong.audio)
