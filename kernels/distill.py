@@ -31,11 +31,11 @@ from .launch import (
     blocks,
     chip,
     elements,
+    in_order,
     items,
     launch,
     planned,
     precision,
-    table,
 )
 from .shared import (
     LOG2E,
@@ -310,9 +310,7 @@ def _plan_forward(taps, queries, weights, biases, masks, bytes_each, rows, block
         if parts > 1:
             arrived += batch * row_blocks
             merged += programs[-1] * block_r * (width + 2)
-    order = tuple(sorted(range(len(taps)), key=lambda i: -loads[i]))  # long programs first, short ones fill the end
-    numbers = table([programs[i] for i in order], [entries[i] for i in order], device)
-    count = triton.next_power_of_2(len(taps))
+    order, count, numbers = in_order(loads, programs, entries, device)
     given = (taps, queries, weights, biases, masks)
     read = sum(elements(sizes) * each for sizes, each in zip(given, bytes_each, strict=False)) + merged * bytes_each[-1]
     written = out.size * bytes_each[-2] + (lse.size + slots) * bytes_each[-1]

@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .distill import query_tile, score_scale, tile_sizes
-from .launch import Flat, Operand, Traffic, accumulator, chip, elements, items, launch, planned, precision, table
+from .launch import Flat, Operand, Traffic, accumulator, chip, elements, in_order, items, launch, planned, precision
 from .shared import (
     LOG2E,
     add_to_statistics,
@@ -299,9 +299,7 @@ def _plan_backward(
         ])  # fmt: skip
         programs.append(count)
         loads.append(length * tile * width)
-    order = tuple(sorted(range(len(taps)), key=lambda i: -loads[i]))
-    numbers = table([programs[i] for i in order], [entries[i] for i in order], device)
-    count = triton.next_power_of_2(len(taps))
+    order, count, numbers = in_order(loads, programs, entries, device)
     given = (taps, queries, weights, biases, masks, grads, outs, sums)
     read = sum(elements(sizes) * each for sizes, each in zip(given, bytes_each, strict=False))
     written = sum(s[0] * s[3] for s in segments) * bytes_each[-1]

@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Operand, Traffic, accumulator, arrivals, chip, items, launch, planned, precision, table
-from .linear import bytes_of, fitted, geometry, layer_weight, mapped_rows, row_offsets, rows_of
+from .launch import Operand, Traffic, accumulator, arrivals, bytes_of, chip, items, launch, planned, precision, table
+from .linear import fitted, geometry, layer_weight, mapped_rows, row_offsets, rows_of
 from .shared import find, size, stride
 
 #: Layers that one program mixes at most: what it writes of its unfinished sum, and reads again, stays a small part of

@@ -20,10 +20,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .fuse import token_logits, widest, with_bias
-from .launch import Operand, Traffic, chip, items, launch, planned, precision, table
+from .launch import Operand, Traffic, bytes_of, chip, items, launch, planned, precision, table
 from .linear import (
     ROW_NUMBERS,
-    bytes_of,
     fitted,
     geometry,
     layer_weight,

@@ -10,7 +10,6 @@ twice, once for the scores and once, from the caches, for what comes of them. Ho
 on that stage alone.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,7 +17,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Blocks, Flat, Operand, Traffic, accumulator, blocks, chip, items, launch, planned, precision, table
+from .launch import (
+    Blocks,
+    Flat,
+    Operand,
+    Traffic,
+    accumulator,
+    blocks,
+    bytes_of,
+    chip,
+    in_order,
+    items,
+    launch,
+    planned,
+    precision,
+)
 from .shared import LOG2E, add_to_statistics, find, inverse_deviation, place, read_tile, size, stride
 
 #: All keys of a sample are held at once: more do not fit.
@@ -171,15 +184,6 @@ def constant_arguments(operands: Sequence[Operand], scale: float | None, norm: s
     }
 
 
-def bytes_read(lists: Sequence[Sequence[tuple]], bytes_each: Sequence[int]) -> int:
-    """Bytes of lists of tensors; what is repeated with stride 0 counts once."""
-    return sum(
-        item * math.prod(n for n, step in zip(shape, strides, strict=True) if step)
-        for sizes, item in zip(lists, bytes_each, strict=True)
-        for shape, strides, _ in sizes
-    )
-
-
 @planned
 def _plan_forward(features, keys, values, bytes_each, block_n, device):
     out = Flat.of([shape for shape, _, _ in features])
@@ -189,20 +193,10 @@ def _plan_forward(features, keys, values, bytes_each, block_n, device):
         entries.append([shape[1], shape[2], tiles, *places(i, features, keys, values), out.offsets[i]])
         programs.append(shape[0] * tiles)
     order, count, numbers = in_order([shape[2] for shape, _, _ in features], programs, entries, device)
-    traffic = Traffic(bytes_read((features, keys, values), bytes_each), out.size * bytes_each[0])
+    traffic = Traffic(bytes_of((features, keys, values), bytes_each), out.size * bytes_each[0])
     return _Forward(order, count, sum(programs), numbers, out, traffic)
 
 
 def places(i: int, *operands: Sequence[tuple]) -> list[int]:
     """Offset, batch stride and row stride of entry ``i`` of each list."""
     return [number for sizes in operands for number in (sizes[i][2], *sizes[i][1][:2])]
-
-
-def in_order(loads, programs, entries, device) -> tuple[tuple[int, ...], int, Tensor]:
-    """The launch's order, long programs first, short ones fill the end; its count of entries and its table."""
-    order = tuple(sorted(range(len(loads)), key=lambda i: -loads[i]))
-    return (
-        order,
-        triton.next_power_of_2(len(loads)),
-        table([programs[i] for i in order], [entries[i] for i in order], device),
-    )

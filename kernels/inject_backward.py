@@ -20,8 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .inject import attend, bytes_read, constant_arguments, in_order, places, softmax_scale, tile_sizes
-from .launch import ALIGNMENT, Flat, Operand, Traffic, accumulator, items, launch, planned
+from .inject import attend, constant_arguments, places, softmax_scale, tile_sizes
+from .launch import ALIGNMENT, Flat, Operand, Traffic, accumulator, bytes_of, in_order, items, launch, planned
 from .shared import find, narrow_along, place, read_tile, size, stride, sum_slots
 
 #: What one program reads at most of the features: small enough to fill a large device from one clip; and the fewest
@@ -196,5 +196,5 @@ def _plan_backward(features, keys, values, grads, bytes_each, slot_item, names, 
     item_of = dict(zip(("features", "keys", "values"), bytes_each, strict=False))
     written = slots * len(summed) * slot_item + sum(whole * item_of[name] for name in summed)
     written += flats["features"].size * bytes_each[0] if "features" in names else 0
-    traffic = Traffic(bytes_read((features, keys, values, grads), bytes_each), written)
+    traffic = Traffic(bytes_of((features, keys, values, grads), bytes_each), written)
     return _Backward(order, count, sum(programs), numbers, flats, slots * len(summed), segments, traffic)

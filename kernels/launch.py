@@ -7,6 +7,7 @@ once for each set of shapes.
 
 import functools
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -289,6 +290,24 @@ class Flat:
             buffer.as_strided(shape, _contiguous(shape), offset)
             for shape, offset in zip(self.shapes, self.offsets, strict=True)
         ]
+
+
+def bytes_of(lists: Sequence[Sequence[tuple] | None], bytes_each: Sequence[int]) -> int:
+    """Bytes of lists' distinct elements, given those of one of each: what is expanded counts once."""
+    return sum(
+        item * math.prod(n for n, s in zip(shape, strides, strict=True) if s)
+        for sizes, item in zip(lists, bytes_each, strict=True)
+        for shape, strides, _ in sizes or ()
+    )
+
+
+def in_order(
+    loads: Sequence[int], programs: Sequence[int], entries: Sequence[Sequence[int]], device: torch.device
+) -> tuple[tuple[int, ...], int, Tensor]:
+    """A launch's entries, long programs first, short ones fill the end: order, count for ``find``, and table."""
+    order = tuple(sorted(range(len(loads)), key=lambda i: -loads[i]))
+    numbers = table([programs[i] for i in order], [entries[i] for i in order], device)
+    return order, triton.next_power_of_2(len(loads)), numbers
 
 
 def elements(sizes: Sequence[tuple] | None) -> int:

@@ -142,15 +142,6 @@ def geometry(tokens: tuple, matrix: tuple) -> list[int]:
     return [*rows_of(shape), *sizes, *row_strides(strides), offset, w_strides[0], w_offset]
 
 
-def bytes_of(lists: Sequence[Sequence[tuple] | None], items: Sequence[int]) -> int:
-    """Bytes of lists' distinct elements, given those of one of each: what is expanded counts once."""
-    return sum(
-        item * math.prod(n for n, s in zip(shape, strides, strict=True) if s)
-        for sizes, item in zip(lists, items, strict=True)
-        for shape, strides, _ in sizes or ()
-    )
-
-
 def common_columns(weights: Operand) -> int:
     """What every entry's number of columns is a multiple of: at most 16."""
     return math.gcd(16, *(shape[1] for shape, _, _ in weights.sizes))

@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import ALIGNMENT, Flat, Operand, Traffic, chip, launch, planned, precision, table
-from .linear import ROW_NUMBERS, bytes_of, common_columns, fitted, geometry, row_strides, rows_of
+from .launch import ALIGNMENT, Flat, Operand, Traffic, bytes_of, chip, launch, planned, precision, table
+from .linear import ROW_NUMBERS, common_columns, fitted, geometry, row_strides, rows_of
 from .linear_backward import GATE_KIND, RESIDUALS, TOKENS, WEIGHTS, linear_bwd_kernel
 
 LISTS = ("tokens", "weights", "biases", "residuals")

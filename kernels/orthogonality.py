@@ -21,7 +21,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Flat, Operand, Traffic, accumulator, arrivals, blocks, chip, launch, planned, precision, table
+from .launch import (
+    Flat,
+    Operand,
+    Traffic,
+    accumulator,
+    arrivals,
+    blocks,
+    bytes_of,
+    chip,
+    in_order,
+    launch,
+    planned,
+    precision,
+)
 from .shared import find, narrow_along, place, read_tile, size, stride
 
 #: Rows shorter than this are divided by it instead of by their length: a zero row has no direction and stays zero.
@@ -182,15 +195,12 @@ def _plan(tokens, item, slot_item, device):
         [shape[2], offset, *strides[:2], start]
         for (shape, strides, offset), start in zip(tokens, flat.offsets, strict=True)
     ]
-    order = tuple(sorted(range(len(shapes)), key=lambda i: -shapes[i][2]))  # long programs first
-    numbers = table([programs[i] for i in order], [entries[i] for i in order], device)
-    read = item * sum(
-        math.prod(n for n, step in zip(shape, strides, strict=True) if step) for shape, strides, _ in tokens
-    )
+    order, count, numbers = in_order([shape[2] for shape in shapes], programs, entries, device)
+    read = bytes_of((tokens,), (item,))
     partial = sum(programs) * slot_item
     forward = Traffic(read + partial, partial + slot_item)
     backward = Traffic(read + slot_item, item * sum(math.prod(shape) for shape in shapes))
-    return _Plan(order, triton.next_power_of_2(len(shapes)), sum(programs), numbers, flat, forward, backward)
+    return _Plan(order, count, sum(programs), numbers, flat, forward, backward)
 
 
 def _launch(kernel, operand: Operand, plan: _Plan, arguments: dict, traffic: Traffic) -> None:

@@ -14,9 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Flat, Operand, Traffic, accumulator, chip, items, launch, planned, precision, table
+from .launch import Flat, Operand, Traffic, accumulator, bytes_of, chip, items, launch, planned, precision, table
 from .linear import (
-    bytes_of,
     common_columns,
     fitted,
     geometry,

@@ -17,10 +17,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import ALIGNMENT, Flat, Operand, Traffic, accumulator, chip, items, launch, planned, precision, table
+from .launch import (
+    ALIGNMENT,
+    Flat,
+    Operand,
+    Traffic,
+    accumulator,
+    bytes_of,
+    chip,
+    items,
+    launch,
+    planned,
+    precision,
+    table,
+)
 from .linear import (
     ROW_NUMBERS,
-    bytes_of,
     common_columns,
     fitted,
     geometry,
