@@ -97,6 +97,9 @@ def ave_split(root: str | Path, split: str) -> list[AVERow]:
     root = Path(root)
     listed = find_file(root, _SPLIT_FILES[split])
     if listed is not None and find_file(root, f"{split}_order.h5") is None:
+        annotations = find_file(root, "Annotations.txt")
+        if annotations is not None:
+            _check_mil_labels(root, annotations, parse_ave(annotations).rows)
         return list(parse_ave(listed).rows)
     source = need_file(root, "Annotations.txt")
     rows = parse_ave(source).rows

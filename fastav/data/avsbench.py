@@ -46,8 +46,6 @@ AVSBENCH_CLASSES = (
     "lawn_mowing",
 )
 _SECONDS = 5
-#: Of each second 16 frames were sampled and the last one kept and annotated.
-_SHOWN = 15 / 16
 _FOLDERS = {"s4": ("Single-source", "s4"), "ms3": ("Multi-sources", "ms3")}
 _SPLITS = ("train", "val", "test")
 
@@ -155,6 +153,8 @@ class AVSBench(ClipDataset[AVSRow]):
 
     name = "AVSBench"
     num_segments = _SECONDS
+    #: Of each second 16 frames were sampled and the last one kept and annotated.
+    frame_at = 15 / 16
 
     def __init__(
         self, root: str | Path, split: str, *, subset: str = "s4", media: str = "auto", **options: Any
@@ -188,7 +188,7 @@ class AVSBench(ClipDataset[AVSRow]):
         """The clip's frames, the last of each second, and its sound."""
         pictures = self._pictures(row)
         if self._pictures == self._video:
-            times = [second + _SHOWN for second in range(_SECONDS)]
+            times = [second + self.frame_at for second in range(_SECONDS)]
             frames = read_video(pictures[0], times, image_size=self.image_size)
         else:
             frames = stack_pictures([open_picture(path) for path in pictures], self.image_size)

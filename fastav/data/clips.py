@@ -23,9 +23,9 @@ Row = TypeVar("Row")
 class ClipDataset(Dataset[Clip | None], Generic[Row]):
     """What the readers share; each is a map-style dataset of clips, dictionaries that :func:`collate` makes batches of.
 
-    A clip has "id" str, "frames" (T, 3, S, S) uint8 RGB, the frame at the middle of each segment, "sound" (samples,)
-    float32 mono with samples = T x ``seconds_per_segment`` x ``sampling_rate``, and the task's targets. With
-    ``preprocess`` it is what that makes of it.
+    A clip has "id" str, "frames" (T, 3, S, S) uint8 RGB, one frame a segment, "sound" (samples,) float32 mono with
+    samples = T x ``seconds_per_segment`` x ``sampling_rate``, and the task's targets. With ``preprocess`` it is what
+    that makes of it.
 
     Args:
         root: the data set's folder.
@@ -43,7 +43,10 @@ class ClipDataset(Dataset[Clip | None], Generic[Row]):
         class_names: of the classes, where there are classes; ``num_classes`` counts them, background not among them.
         num_segments: T.
         seconds_per_segment: length of a segment's sound.
+        frame_at: where in a segment of a video its frame lies, as a share of the segment.
+        spread: whether a video's segments are spread over all of it, instead of following each other from its start.
         rows: the annotations of the clips, in order; those left out are not among them.
+        indices: of each of the rows its place in the split's list, from 0; those left out are counted.
         sources: where the pictures and where the sounds are, in words.
         missing: what was left out: by name of the clips' files, what they lack, in words.
         num_left_out: how many clips that are; several can share their files, as the questions about one video do.
@@ -57,6 +60,8 @@ class ClipDataset(Dataset[Clip | None], Generic[Row]):
     class_names: tuple[str, ...] = ()
     num_segments: int = 10
     seconds_per_segment: float = 1.0
+    frame_at: ClassVar[float] = 0.5
+    spread: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -76,6 +81,7 @@ class ClipDataset(Dataset[Clip | None], Generic[Row]):
         self.split, self.preprocess, self.on_error = split, preprocess, on_error
         self.image_size, self.sampling_rate = image_size, sampling_rate
         self.rows: list[Row] = []
+        self.indices: list[int] = []
         self.sources = ("", "")
         self.missing: dict[str, str] = {}
         self.num_left_out = 0
@@ -130,7 +136,8 @@ class ClipDataset(Dataset[Clip | None], Generic[Row]):
     def _keep(self, rows: Iterable[Row], missing: Mapping[str, str]) -> None:
         """Take the rows whose files are there; the others are an error or left out with a warning."""
         rows = list(rows)
-        self.rows = [row for row in rows if self.file_of(row) not in missing]
+        self.indices = [index for index, row in enumerate(rows) if self.file_of(row) not in missing]
+        self.rows = [rows[index] for index in self.indices]
         self.missing = dict(missing)
         self.num_left_out = len(rows) - len(self.rows)
         if not missing:
@@ -157,8 +164,6 @@ class MediaTreeDataset(ClipDataset[Row]):
     #: Frames a second of extracted frames, by the number of digits of their names, where the number of pictures in most
     #: clips agrees; others cover the clip evenly.
     frame_rates: Mapping[int, float] = MappingProxyType({})
-    #: Whether segments are spread over the whole video, instead of following each other from its start.
-    spread: ClassVar[bool] = False
 
     def __init__(self, root: str | Path, split: str, *, media: str = "auto", **options: Any) -> None:
         super().__init__(root, split, **options)
@@ -187,6 +192,7 @@ class MediaTreeDataset(ClipDataset[Row]):
             image_size=self.image_size,
             sampling_rate=self.sampling_rate,
             frame_rates=self.frame_rates,
+            frame_at=self.frame_at,
             spread=self.spread,
         )
 
@@ -199,6 +205,7 @@ def read_clip(
     image_size: int = 224,
     sampling_rate: int = 16000,
     frame_rates: Mapping[int, float] | None = None,
+    frame_at: float = 0.5,
     spread: bool = False,
 ) -> dict[str, Tensor]:
     """Read the frames and the sound of one clip.
@@ -210,9 +217,11 @@ def read_clip(
         image_size: S.
         sampling_rate: Hz.
         frame_rates: as in :func:`fastav.data.frames.read_frames`.
+        frame_at: where in a segment of a video its frame lies, as a share of the segment; of extracted frames it is
+            always the middle's.
         spread: False: segments follow each other from the start, and the clip is T x ``seconds_per_segment`` long.
-            True: they are the middles of T equal parts of the whole, each frame with a window of sound around it; an
-            array (.npy) then holds the T windows, one after the other.
+            True: they are T equal parts of the whole, each with a window of sound around its middle; an array (.npy)
+            then holds the T windows, one after the other.
 
     Returns:
         "frames" (T, 3, S, S) uint8 and "sound" (samples,) float32.
@@ -231,7 +240,7 @@ def read_clip(
         whole = None
     else:
         whole = media_seconds(files.pictures) if spread else seconds
-        times = [(segment + 0.5) * whole / num_segments for segment in range(num_segments)]
+        times = [(segment + frame_at) * whole / num_segments for segment in range(num_segments)]
         frames = read_video(files.pictures, times, image_size=image_size)
     spread_sound = spread and files.sound.suffix.lower() != ".npy"
     sound = read_sound(files.sound, sampling_rate=sampling_rate, seconds=None if spread_sound else seconds)

@@ -262,7 +262,14 @@ def test_arrays_of_other_kinds_are_named(tree):
     (tree / "mil_labels_order.h5").rename(tree / "mil_labels.h5")
     with pytest.raises(DataError, match=r"mil_labels\.h5 is \(\), .*Annotations\.txt has 3 rows of 28 classes"):
         ave_split(tree, "train")
+    order = (tree / "train_order.h5").rename(tree / "aside.h5")
+    (tree / "trainSet.txt").write_text(f"{ROWS[2]}\n{ROWS[0]}\n")  # a split file in its place
+    with pytest.raises(DataError, match=r"mil_labels\.h5 is \(\), "):
+        ave_split(tree, "train")
     (tree / "mil_labels.h5").unlink()
+    assert len(ave_split(tree, "train")) == 2
+    (tree / "trainSet.txt").unlink()
+    order.rename(tree / "train_order.h5")
     with h5py.File(tree / "train_order.h5", "w") as file:
         file.create_group("order")
     with pytest.raises(DataError, match=r"train_order\.h5 has no array 'order' that can be read"):

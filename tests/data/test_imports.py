@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from fastav.data import ClipFiles, optional, read_clip
+from fastav import optional
+from fastav.data import ClipFiles, read_clip
 
 
 def test_importing_the_readers_loads_no_optional_package():
