@@ -159,7 +159,7 @@ def questions(splits: dict[str, Split], text_model: Path | None) -> Exercise:
         ("each template's commonest answer", metric.compute()),
         epochs=20,
         settling=20,
-        weight_decay=1.0,
+        weight_decay=1.5,
     )
 
 

@@ -26,7 +26,7 @@ class Model(nn.Module):
     def forward(self, examples: Examples, index: Tensor) -> tuple[object, Tensor]:
         """What the head says of the examples at ``index`` (B,), and the source's auxiliary loss."""
         batch, of = examples.batch(index), None
-        clips = Pairs(*self.task.sources(batch, examples.clip[index]))
+        clips = Pairs(*self.task.pairing(batch, examples.clip[index]))
         if examples.several_a_clip:
             different, of = torch.stack(clips).unique(dim=1, return_inverse=True)
             clips = Pairs(*different)

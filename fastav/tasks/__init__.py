@@ -18,9 +18,11 @@ from fastav.tasks.questions import EncodedQuestions, FrozenTextEncoder, Question
 from fastav.tasks.segmentation import SegmentationTask, decode_segmentation, segmentation_loss
 from fastav.tasks.segmentation_head import SegmentationHead
 from fastav.tasks.swap import swap_unasked
+from fastav.tasks.task import Batch, Task
 from fastav.tasks.vocabulary import Vocabulary
 
 __all__ = [
+    "Batch",
     "EncodedQuestions",
     "FrozenTextEncoder",
     "LocalizationHead",
@@ -33,6 +35,7 @@ __all__ = [
     "QuestionLSTM",
     "SegmentationHead",
     "SegmentationTask",
+    "Task",
     "Vocabulary",
     "decode_localization",
     "decode_parsing",

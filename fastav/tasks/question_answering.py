@@ -15,7 +15,7 @@ from fastav.tasks.evidence import check_tokens, target
 from fastav.tasks.questions import EncodedQuestions, FrozenTextEncoder, QuestionLSTM
 from fastav.tasks.swap import swap_unasked
 from fastav.tasks.task import Batch, Task
-from fastav.tasks.vocabulary import Vocabulary
+from fastav.tasks.vocabulary import Vocabulary, fingerprint_of
 
 _WAVES = 8  # cosines over the clip that tell when a segment is
 
@@ -193,6 +193,7 @@ class QuestionAnsweringTask(Task):
 
     name = "question_answering"
     monitor = "accuracy"
+    fingerprint: Tensor
 
     def __init__(
         self,
@@ -209,7 +210,7 @@ class QuestionAnsweringTask(Task):
     ) -> None:
         super().__init__()
         if not 0 <= swap_unasked <= 1:
-            raise ValueError(f"swap_unasked is {swap_unasked}, wanted a share, 0 ... 1")
+            raise ValueError(f"swap_unasked is {swap_unasked}, wanted a share of the clips, 0 ... 1")
         if isinstance(answers, str):
             raise TypeError("answers must be a list of texts, got one string")
         if not answers or len(set(answers)) < len(answers):
@@ -228,8 +229,10 @@ class QuestionAnsweringTask(Task):
             dropout=dropout,
         )
         self.answers, self.label_smoothing, self.swap_unasked = tuple(answers), label_smoothing, swap_unasked
+        self.register_buffer("fingerprint", torch.tensor([fingerprint_of(self.answers)]))
+        self.register_load_state_dict_pre_hook(_check_answers)
 
-    def sources(self, batch: Batch, clips: Tensor) -> tuple[Tensor, Tensor]:
+    def pairing(self, batch: Batch, clips: Tensor) -> tuple[Tensor, Tensor]:
         """In training, another clip's sound or sight for a share of the questions that do not ask about it.
 
         Raises:
@@ -237,7 +240,7 @@ class QuestionAnsweringTask(Task):
         """
         if not (self.training and self.swap_unasked):
             return clips, clips
-        types = target(batch, "question_type", "swap_unasked asks each question whether it is about one sense alone")
+        types = target(batch, "question_type", "give each question its type, or leave swap_unasked at 0")
         return swap_unasked(types, clips, self.swap_unasked)
 
     def forward(self, out: AdapterOutput, batch: Batch) -> Tensor:
@@ -279,3 +282,13 @@ class QuestionAnsweringTask(Task):
         """``answers`` (B,) int64 and ``probabilities`` (B, num_answers)."""
         wide = torch.promote_types(said.dtype, torch.float32)
         return {"answers": decode_question_answering(said), "probabilities": said.softmax(-1, dtype=wide)}
+
+
+def _check_answers(task: QuestionAnsweringTask, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Before loading: refuse weights whose logits mean other answers, or the same in another order."""
+    saved = state_dict.get(f"{prefix}fingerprint")
+    if saved is not None and saved.item() != task.fingerprint.item():
+        raise ValueError(
+            "these weights belong to other answers, or to the same in another order: build QuestionAnsweringTask with "
+            "the list that it was trained with, whose texts are task.answers"
+        )

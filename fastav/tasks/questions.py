@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
+from fastav.backbones.identity import fingerprint
 from fastav.optional import load_optional
 from fastav.tasks.vocabulary import Vocabulary, check_questions
 
@@ -78,27 +79,27 @@ class FrozenTextEncoder(nn.Module):
 
     Its last states are layer-normalised and brought to ``width`` by a learned linear map; the sentence is the same of
     their mean over the question's tokens. The transformer is frozen, stays in eval mode whatever ``train()`` is called
-    on, runs without gradient and stays out of ``state_dict()``. It reads each text once: its states are remembered,
-    as the same questions are asked of many clips (MUSIC-AVQA's 9,129 test questions are 1,298 different ones).
+    on, runs without gradient and stays out of ``state_dict()``, which holds its fingerprint: weights are not loaded
+    beside another one. It reads each text once and by itself, so that what it makes of a text depends on nothing else;
+    its states are remembered, as the same questions are asked of many clips (MUSIC-AVQA's 9,129 test questions are
+    1,298 different ones).
 
     Args:
         model: from ``transformers.AutoModel``, an encoder.
         tokenizer: its own, from ``transformers.AutoTokenizer``.
         width: Q.
-
-    Raises:
-        ValueError: a tokenizer that cannot pad.
     """
+
+    fingerprint: Tensor
 
     def __init__(self, model: nn.Module, tokenizer: Any, *, width: int = 128) -> None:
         super().__init__()
-        if tokenizer.pad_token is None:
-            raise ValueError("the tokenizer has no padding token: set tokenizer.pad_token")
         self.model, self.tokenizer, self.width = model, tokenizer, width
         size: int = model.config.hidden_size  # type: ignore[union-attr, assignment]
         self.project = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, width))
         self.model.requires_grad_(False)
         self.model.eval()
+        self.register_buffer("fingerprint", torch.tensor([int(fingerprint(model)[:15], 16)]))
         self._states: dict[str, Tensor] = {}  # (L, hidden size) of each text
         self.register_state_dict_post_hook(_leave_out_model)
         self.register_load_state_dict_pre_hook(_supply_model)
@@ -108,18 +109,22 @@ class FrozenTextEncoder(nn.Module):
         """Load transformer and tokenizer by their name on the Hugging Face hub, or from a folder.
 
         Raises:
-            ValueError: they cannot be loaded.
+            ValueError: they cannot be loaded, or weights are missing.
             ImportError: transformers is missing.
         """
         transformers = load_optional("transformers", by="text transformers", extra="backbones")
         try:
-            model = transformers.AutoModel.from_pretrained(name)
+            model, found = transformers.AutoModel.from_pretrained(name, output_loading_info=True)
             tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"the text transformer {name!r} cannot be loaded: give its name on the Hugging Face hub, or, without "
                 "a connection, a folder with its config.json, its weights and its tokenizer's files"
             ) from error
+        # transformers draws what a checkpoint lacks at random, with no more than a warning. The pooler is not read.
+        lacks = sorted(key for key in found["missing_keys"] if "pooler" not in key)
+        if lacks:
+            raise ValueError(f"the text transformer {name!r} holds no {lacks[0]} and {len(lacks) - 1} more weights")
         return cls(model, tokenizer, width=width)
 
     def forward(self, questions: Sequence[str]) -> EncodedQuestions:
@@ -140,18 +145,15 @@ class FrozenTextEncoder(nn.Module):
         if len(self._states) + len(new) > _REMEMBERED:
             self._states.clear()
             new = list(dict.fromkeys(texts))
-        if new:
-            tokens = self.tokenizer(new, padding=True, return_tensors="pt")
-            longest = getattr(self.model.config, "max_position_embeddings", None)
-            if longest is not None and tokens["input_ids"].shape[1] > longest:
-                question = max(new, key=lambda text: len(self.tokenizer(text)["input_ids"]))
-                raise ValueError(
-                    f"question {question!r} has {tokens['input_ids'].shape[1]} tokens, the transformer takes {longest}"
-                )
+        longest = getattr(self.model.config, "max_position_embeddings", None)
+        for text in new:
+            tokens = self.tokenizer(text, return_tensors="pt")
+            length = tokens["input_ids"].shape[1]
+            if longest is not None and length > longest:
+                raise ValueError(f"question {text!r} has {length} tokens, the transformer takes {longest}")
             with torch.no_grad():
                 states = self.model(**tokens.to(next(self.project.parameters()).device)).last_hidden_state
-            for text, one, kept in zip(new, states, tokens["attention_mask"].bool(), strict=True):
-                self._states[text] = one[kept]
+            self._states[text] = states[0]
         return texts
 
     def _apply(self, *args: Any, **kwargs: Any) -> FrozenTextEncoder:
@@ -182,6 +184,11 @@ def _leave_out_model(encoder: FrozenTextEncoder, state_dict: dict[str, Any], pre
 
 
 def _supply_model(encoder: FrozenTextEncoder, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Before loading: let the transformer's own tensors stand in for those that a state does not hold."""
+    """Before loading: refuse weights learned beside another transformer, and let this one's tensors stand in."""
+    saved = state_dict.get(f"{prefix}fingerprint")
+    if saved is not None and not torch.equal(saved.cpu(), encoder.fingerprint.cpu()):
+        raise ValueError(
+            "these weights were trained beside a text transformer with other weights: give the one that was used then"
+        )
     for name, value in encoder.model.state_dict().items():
         state_dict.setdefault(f"{prefix}model.{name}", value)

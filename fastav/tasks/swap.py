@@ -21,7 +21,22 @@ def swap_unasked(question_types: Tensor, clips: Tensor, share: float) -> tuple[T
 
     Returns:
         The clips to look at and the clips to listen to, (B,) int64 each.
+
+    Raises:
+        ValueError: shapes that do not match, types that there are not, or a share that is none.
     """
+    if question_types.shape != clips.shape or clips.ndim != 1:
+        raise ValueError(
+            f"swap_unasked: question_types are {tuple(question_types.shape)} and clips {tuple(clips.shape)}, wanted "
+            f"(B,) each"
+        )
+    if not 0 <= share <= 1:
+        raise ValueError(f"swap_unasked: share is {share}, wanted 0 ... 1")
+    if question_types.numel() and not 0 <= question_types.min() <= question_types.max() < len(QUESTION_TYPES):
+        raise ValueError(
+            f"swap_unasked: question_types hold {int(question_types.min())} ... {int(question_types.max())}, wanted 0 "
+            f"... {len(QUESTION_TYPES) - 1}"
+        )
     different, of = clips.unique(return_inverse=True)
     order = torch.randperm(len(different), device=clips.device)
     pairs = order[: len(order) // 2 * 2].view(-1, 2)

@@ -25,7 +25,7 @@ class Task(nn.Module):
     name: ClassVar[str]
     monitor: ClassVar[str]
 
-    def sources(self, batch: Batch, clips: Tensor) -> tuple[Tensor, Tensor]:
+    def pairing(self, batch: Batch, clips: Tensor) -> tuple[Tensor, Tensor]:
         """Which clips an adapter is to look at and to listen to for a batch: its own, where a task says nothing else.
 
         Args:

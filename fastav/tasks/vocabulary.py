@@ -61,7 +61,7 @@ class Vocabulary:
     @property
     def fingerprint(self) -> int:
         """A number below 2^63 that differs between any two vocabularies."""
-        return int.from_bytes(hashlib.sha256("\n".join(self.words).encode()).digest()[:8], "big") >> 1
+        return fingerprint_of(self.words)
 
     def encode(self, questions: Sequence[str], length: int | None = None) -> Tensor:
         """Number the words of B questions.
@@ -124,3 +124,8 @@ def check_questions(questions: Sequence[str]) -> Sequence[str]:
         if "<" in question:
             raise ValueError(f"question {question!r} holds a template: fill in its templ_values first")
     return questions
+
+
+def fingerprint_of(texts: Sequence[str]) -> int:
+    """A number below 2^63 that differs between any two lists of texts without line breaks, in their order."""
+    return int.from_bytes(hashlib.sha256("\n".join(texts).encode()).digest()[:8], "big") >> 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -46,15 +45,6 @@ def build_pair(config: TrainConfig) -> Pair:
         seconds *= segments
     torch.manual_seed(config.seed)
     return Pair(build_visual(config.visual), build_audio(config.audio, seconds), entry)
-
-
-def fingerprint(backbone: nn.Module) -> str:
-    """A word that differs between backbones of different weights; parts of all of them are looked at."""
-    content = hashlib.sha256()
-    for name, value in backbone.state_dict().items():
-        content.update(name.encode())
-        content.update(value.flatten()[:256].float().cpu().numpy().tobytes())
-    return content.hexdigest()[:16]
 
 
 def build_adapter(config: TrainConfig, pair: Pair) -> Adapter:
@@ -134,7 +124,8 @@ class Opener:
                 path,
                 num_segments=self.num_segments,
                 seconds_per_segment=self.seconds_per_segment,
-                spread=getattr(self.entry.reader, "spread", False),
+                frame_at=self.entry.reader.frame_at,
+                spread=self.entry.reader.spread,
                 image_size=self.image_size,
                 sampling_rate=self.preprocess.sampling_rate,
             ),

@@ -74,6 +74,7 @@ def _quieten() -> None:
         r"Found \d+ module\(s\) in eval mode",  # the frozen backbones
         r"It is recommended to use .*sync_dist",  # the scores are of all processes already
         r".*isinstance\(treespec, LeafSpec\)",
+        r"The ``compute`` method of metric \w+ was called before",  # where all clips are left out, which is counted
     ):
         warnings.filterwarnings("ignore", message)
 

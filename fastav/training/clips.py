@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Sequence, Sized
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -44,6 +45,14 @@ class Clips(LightningDataModule):
         self.config, self.seed = config, seed
         self.train, self.validation, self.test = train, validation, test
 
+    def describe(self, stage: str) -> tuple[str, str]:
+        """In words, the split of a stage ("train", "validation" or "test"), and the command that checks it."""
+        clips, config = getattr(self, stage), self.config
+        command = ["fastav", "check-data", config.name or clips.name.lower(), config.root, "--deep"]
+        command += [] if config.media == "auto" else ["--media", config.media]
+        command += ["--questions", str(config.options["questions"])] if config.options.get("questions") else []
+        return f"{clips.name} {clips.split} in {clips.root}", shlex.join(command)
+
     def train_dataloader(self) -> DataLoader:
         """Batches of shuffled training clips."""
         assert self.train is not None
@@ -78,6 +87,17 @@ class Clips(LightningDataModule):
             collate_fn=collate,
             persistent_workers=workers > 0,
         )
+
+
+def count_left_out(clips: Sized, used: int) -> int:
+    """How many clips of a split were left out: those that lack files, and of the others those that were not used."""
+    return len(clips) - used + (clips.num_left_out if isinstance(clips, ClipDataset) else 0)
+
+
+def say_clips(clips: Sized, used: int, of: str = "") -> str:
+    """How many clips were used, and if any were left out how many, in words; ``of`` follows the first number."""
+    left_out = count_left_out(clips, used)
+    return f"{used} clips{of}" + (f", {left_out} left out" if left_out else "")
 
 
 class Numbered(Dataset):

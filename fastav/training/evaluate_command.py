@@ -11,7 +11,7 @@ from fastav.data import ClipDataset
 from fastav.tasks import SegmentationTask
 from fastav.training.arguments import SECTIONS, run_parser
 from fastav.training.cli import plainly
-from fastav.training.clips import Clips
+from fastav.training.clips import Clips, count_left_out, say_clips
 from fastav.training.run import Loaded, Scored, load_run, score
 
 _DESCRIPTION = (
@@ -48,19 +48,17 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _report(run: Loaded, name: str, split: ClipDataset, scored: Scored) -> None:
-    left_out = len(split) - scored.clips + split.num_left_out
     entries = {
         "split": name,
         **({"scoring": run.task.scoring} if isinstance(run.task, SegmentationTask) else {}),
         "clips": scored.clips,
-        "left_out": left_out,
+        "left_out": count_left_out(split, scored.clips),
         "epoch": run.record["epoch"] + 1,
         "chosen_by": run.record["chosen_by"],
         "scores": {name: None if isnan(value) else value for name, value in scored.scores.items()},
     }
     print(table(scored.scores))
-    without = f", {left_out} left out" if left_out else ""
-    print(f"{scored.clips} clips of {name}{without}; percent")
+    print(f"{say_clips(split, scored.clips, f' of {name}')}; percent")
     written = run.folder.path / f"scores-{name}.json"
     with plainly():
         written.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastav.adapters import Adapter, AdapterOutput
 from fastav.tasks.task import Batch, Task
+from fastav.training.clips import Clips
 from fastav.training.config import OptimizerConfig
 from fastav.training.errors import RunError
 
@@ -63,7 +64,7 @@ class AudioVisualModule(LightningModule):
         clips = torch.arange(len(batch["visual"]), device=batch["visual"].device)
         visual, audio = (
             batch[name] if source is clips else batch[name][source]
-            for name, source in zip(("visual", "audio"), self.task.sources(batch, clips), strict=True)
+            for name, source in zip(("visual", "audio"), self.task.pairing(batch, clips), strict=True)
         )
         out = self.adapter(visual, audio)
         return out, self.task(out, batch)
@@ -109,11 +110,20 @@ class AudioVisualModule(LightningModule):
         unread = sum(part[:0].sum() for part in (out.visual, out.audio, *out.features))
         return loss + out.aux_loss + unread
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Refuse an epoch without clips, before its weights are scored and kept.
+
+        Raises:
+            RunError: all clips of all processes were left out.
+        """
+        if self.trainer.is_last_batch and not self.loss.compute()[1]:
+            raise self._nothing("train", "train on")
+
     def on_train_epoch_end(self) -> None:
         """Log the epoch's losses, the mean over all processes' clips."""
-        for name, mean in (("loss", self.loss), ("aux_loss", self.aux_loss)):
-            self.log(f"train/{name}", mean.compute())
-            mean.reset()
+        for name, metric in (("loss", self.loss), ("aux_loss", self.aux_loss)):
+            self.log(f"train/{name}", metric.compute()[0])
+            metric.reset()
 
     def on_validation_start(self) -> None:
         """Refuse weights that training has spoilt: their scores would look like any others.
@@ -152,8 +162,19 @@ class AudioVisualModule(LightningModule):
 
     def _log_scores(self, stage: str) -> None:
         self.num_scored = int(self.counted.compute())
+        if not self.num_scored and not self.trainer.sanity_checking:  # which looks at the first clips alone
+            raise self._nothing("test" if self.trainer.testing else "validation", "score")
         for name, value in self.scores.compute().items():
             self.log(f"{stage}/{name}", value, prog_bar=name == self.task.monitor)
+
+    def _nothing(self, stage: str, purpose: str) -> RunError:
+        """What to raise, in all processes, where a stage has no clips."""
+        clips = self.trainer.datamodule  # type: ignore[attr-defined]
+        split, check = f"the {stage} loader", "fastav check-data NAME ROOT --deep"
+        if isinstance(clips, Clips):
+            split, check = clips.describe(stage)
+        when = "" if stage == "test" else f"epoch {self.current_epoch + 1}: "
+        return RunError(f"{when}all clips of {split} were left out, there is none to {purpose}: {check} says why")
 
     def predict_step(self, batch: Batch, _: int) -> dict[str, Tensor] | None:
         """The task's predictions, by name, B first; None of a batch whose clips were all left out."""
@@ -189,17 +210,16 @@ class _MeanOverClips(Metric):
         self.clips += clips
 
     def compute(self) -> Tensor:
-        """The mean; NaN of no clips."""
-        return self.total / self.clips
+        """The mean, NaN of no clips, and of how many clips it is."""
+        return torch.stack([self.total / self.clips, self.clips])
 
 
 def parameter_groups(adapter: Adapter, task: Task, weight_decay: float) -> list[dict[str, Any]]:
-    """An optimizer's two groups: those that weight decay is for, and those of ``adapter.no_weight_decay()``."""
+    """An optimizer's two groups: matrices decay; biases, norms and ``adapter.no_weight_decay()`` do not."""
     spared = adapter.no_weight_decay()
-    own = [(name, parameter) for name, parameter in adapter.named_parameters() if parameter.requires_grad]
-    decayed = [parameter for name, parameter in own if name not in spared]
-    decayed += [parameter for parameter in task.parameters() if parameter.requires_grad]
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": [parameter for name, parameter in own if name in spared], "weight_decay": 0.0},
-    ]
+    named = [*((name, p) for name, p in adapter.named_parameters()), *(("", p) for p in task.parameters())]
+    groups: list[dict[str, Any]] = [{"params": [], "weight_decay": decay} for decay in (weight_decay, 0.0)]
+    for name, parameter in named:
+        if parameter.requires_grad:
+            groups[name in spared or parameter.ndim < 2]["params"].append(parameter)
+    return groups

@@ -9,10 +9,10 @@ from typing import Any
 
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from fastav.data.clips import Clip, ClipDataset
+from fastav.data.clips import Clip
 from fastav.training.arguments import SECTIONS, run_parser
 from fastav.training.cli import plainly
-from fastav.training.clips import Clips
+from fastav.training.clips import Clips, say_clips
 from fastav.training.predictions import PredictionFiles
 from fastav.training.run import Loaded, load_run, make_trainer
 
@@ -59,14 +59,14 @@ def main(arguments: Sequence[str]) -> int:
             trainer_config.devices = 1
         what = values.split if values.video is None else Path(values.video).stem
         folder = Path(values.output or run.folder.path / f"predictions-{what}")
-        files = PredictionFiles(folder, run.record["class_names"], run.open.seconds_per_segment)
+        indices = clips.indices if values.video is None else None
+        files = PredictionFiles(folder, run.record["class_names"], run.open.seconds_per_segment, indices)
         trainer = make_trainer(trainer_config, run.config.optimizer, [_Writer(files)])
     trainer.predict(run.module(), Clips(data, test=clips), return_predictions=False)
     written = files.close()
     if values.video is not None:
         print(json.dumps(files.last, ensure_ascii=False))
-    left_out = len(clips) - written + (clips.num_left_out if isinstance(clips, ClipDataset) else 0)
-    print(f"{written} clips{f', {left_out} left out' if left_out else ''}, in {folder}")
+    print(f"{say_clips(clips, written)}, in {folder}")
     return 0
 
 

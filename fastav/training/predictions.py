@@ -18,15 +18,17 @@ from fastav.tasks.task import Batch
 class PredictionFiles:
     """The files of one ``fastav predict``.
 
-    ``predictions.jsonl`` has a line for each clip: "id" and, of each prediction, what :func:`plain` makes of it. Until
-    all are there it is called ``predictions.jsonl.part``, and a later try may write over it.
-    ``probabilities.npz`` holds "id" and each array of probabilities, the clips first. Masks are ``masks/ID/0.png`` and
-    so on, 255 where something sounds, and their probabilities are not kept.
+    ``predictions.jsonl`` has a line for each clip: "id", "index" and, of each prediction, what :func:`plain` makes of
+    it. Until all are there it is called ``predictions.jsonl.part``, and a later try may write over it.
+    ``probabilities.npz`` holds "id", "index" and each array of probabilities, the clips first. Masks are
+    ``masks/ID/0.png`` and so on, 255 where something sounds, and their probabilities are not kept.
 
     Args:
         folder: made if it is not there.
         names: of the classes, or of the answers.
         seconds: length of a segment.
+        indices: by a clip's position among those that are predicted, its place in the split's list, which is "index":
+            several clips can share an id. None, as for a video: there is no such place, and no "index".
 
     Attributes:
         last: the last line.
@@ -35,8 +37,10 @@ class PredictionFiles:
         ValueError: the folder holds predictions already.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str], seconds: float) -> None:
-        self.folder, self.names, self.seconds = folder, names, seconds
+    def __init__(
+        self, folder: Path, names: Sequence[str], seconds: float, indices: Sequence[int] | None = None
+    ) -> None:
+        self.folder, self.names, self.seconds, self.indices = folder, names, seconds, indices
         self.last: dict[str, Any] = {}
         self._finished = folder / "predictions.jsonl"
         if self._finished.exists():
@@ -45,12 +49,16 @@ class PredictionFiles:
         self._part = folder / "predictions.jsonl.part"
         self._lines = self._part.open("w", encoding="utf-8")
         self._arrays: dict[str, list[np.ndarray]] = {}
-        self._ids: list[str] = []
+        self._clips: dict[str, list[Any]] = {"id": []} if indices is None else {"id": [], "index": []}
 
     def write(self, batch: Batch, predictions: Mapping[str, Tensor]) -> None:
         """Write the predictions (B, ...) of one batch."""
         for row, name in enumerate(batch["id"]):
             line: dict[str, Any] = {"id": name}
+            if self.indices is not None:
+                line["index"] = self.indices[int(batch["index"][row])]
+            for key, listed in self._clips.items():
+                listed.append(line[key])
             if "question" in batch:
                 line["question"] = batch["question"][row]
             for kind, values in predictions.items():
@@ -63,7 +71,6 @@ class PredictionFiles:
                 else:
                     line["events" if kind == "labels" else kind] = plain(value, self.names, self.seconds)
             self._lines.write(json.dumps(line, ensure_ascii=False) + "\n")
-            self._ids.append(name)
             self.last = line
 
     def close(self) -> int:
@@ -71,9 +78,10 @@ class PredictionFiles:
         self._lines.close()
         if self._arrays:
             arrays = {kind: np.stack(values) for kind, values in self._arrays.items()}
-            np.savez_compressed(self.folder / "probabilities.npz", id=np.array(self._ids), **arrays)  # type: ignore
+            clips = {key: np.array(values) for key, values in self._clips.items()}
+            np.savez_compressed(self.folder / "probabilities.npz", **clips, **arrays)  # type: ignore
         self._part.rename(self._finished)
-        return len(self._ids)
+        return len(self._clips["id"])
 
     def _write_masks(self, name: str, masks: Tensor) -> list[str]:
         image = load_optional("PIL.Image", by="masks", extra="data")

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from fastav.adapters import Adapter
+from fastav.backbones.identity import fingerprint
 from fastav.tasks.task import Task
 from fastav.training.arguments import SECTIONS
-from fastav.training.build import Opener, build_adapter, build_pair, build_task, fingerprint, task_options
-from fastav.training.clips import Clips
+from fastav.training.build import Opener, build_adapter, build_pair, build_task, task_options
+from fastav.training.clips import Clips, say_clips
 from fastav.training.config import DataConfig, OptimizerConfig, TrainConfig, TrainerConfig
+from fastav.training.errors import RunError
 from fastav.training.module import AudioVisualModule
 from fastav.training.run_folder import RunFolder
 
@@ -71,7 +74,18 @@ class BestEpoch(Checkpoint):
         self.folder, self.record = folder, record
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the epoch if it is the best so far."""
+        """Keep the epoch if it is the best so far.
+
+        Raises:
+            RunError: its score is no number; Lightning would take it for minus infinity.
+        """
+        assert self.monitor is not None
+        now = float(trainer.callback_metrics.get(self.monitor, 0.0))
+        if not isfinite(now) and not trainer.sanity_checking:
+            raise RunError(
+                f"epoch {trainer.current_epoch + 1}: {self.monitor} is {now}, by which no epoch can be chosen: the "
+                f"split's clips hold nothing that it could be a fraction of, see their annotations"
+            )
         before = self.best_model_score
         super().on_validation_end(trainer, pl_module)
         score = self.best_model_score
@@ -82,6 +96,32 @@ class BestEpoch(Checkpoint):
         self.folder.save_best(pl_module.adapter, pl_module.task, {**self.record, **epoch})
 
 
+class TrainedOn(Callback):
+    """Counts the clips that were trained on, each once, though several processes repeat some to have as many each.
+
+    Attributes:
+        count: how many, once the training has ended.
+    """
+
+    def __init__(self, clips: int) -> None:
+        self.clips, self.count = clips, 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count from nothing."""
+        self._seen = torch.zeros(self.clips, dtype=torch.int32, device=pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Mark the batch's clips."""
+        if batch:
+            self._seen.index_fill_(0, batch["index"], 1)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count what any process has marked."""
+        self.count = int(trainer.strategy.reduce(self._seen, reduce_op="sum").count_nonzero())
+
+
 class Training(NamedTuple):
     """A run that is set up and ready to be trained."""
 
@@ -89,12 +129,20 @@ class Training(NamedTuple):
     module: AudioVisualModule
     clips: Clips
     trainer: Trainer
+    trained_on: TrainedOn
     resume: bool
 
     def fit(self) -> dict[str, Any]:
         """Train; what is known of the best epoch, see :meth:`RunFolder.save_best`."""
         self.trainer.fit(self.module, self.clips, ckpt_path=str(self.folder.last) if self.resume else None)
         return self.folder.read_record()
+
+    def say_clips(self) -> str:
+        """How many clips were trained on, scored and left out, in words; none where no epoch was left to train."""
+        if not self.trained_on.count:
+            return ""
+        used = (self.clips.train, self.trained_on.count), (self.clips.validation, self.module.num_scored)
+        return "; ".join(say_clips(clips, count, f" of {clips.split}") for clips, count in used if clips is not None)
 
 
 def set_up_training(config: TrainConfig) -> Training:
@@ -124,7 +172,8 @@ def set_up_training(config: TrainConfig) -> Training:
     }
     # Not the best epoch's `save_last`: that would keep only those last epochs that were the best, too.
     last = Checkpoint(folder.checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False)
-    callbacks: list[Callback] = [BestEpoch(folder, module.monitor, record), last]
+    trained_on = TrainedOn(len(train))
+    callbacks: list[Callback] = [BestEpoch(folder, module.monitor, record), last, trained_on]
     if config.optimizer.patience is not None:
         callbacks.append(Patience(module.monitor, mode="max", patience=config.optimizer.patience))
     trainer = make_trainer(config.trainer, config.optimizer, callbacks, folder.new_logs())
@@ -133,7 +182,7 @@ def set_up_training(config: TrainConfig) -> Training:
     if config.resume:
         folder.check_resumable(record)
     clips = Clips(config.data, train=train, validation=judge, seed=config.seed)
-    return Training(folder, module, clips, trainer, config.resume)
+    return Training(folder, module, clips, trainer, trained_on, config.resume)
 
 
 class Loaded(NamedTuple):

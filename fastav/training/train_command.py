@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from fastav.data import ClipDataset
 from fastav.training.arguments import train_config, train_parser
 from fastav.training.cli import plainly
 from fastav.training.module import AudioVisualModule
@@ -25,16 +26,35 @@ def main(arguments: Sequence[str]) -> int:
     if training.trainer.is_global_zero:
         if config.select_on_test:
             print(_OPTIMISTIC, file=sys.stderr)
+        if differing := differing_sources(training.clips.train, training.clips.validation):
+            print(differing, file=sys.stderr)
         print(describe_parameters(training.module))
         trainer = training.trainer
         print(f"on {trainer.world_size} x {trainer.strategy.root_device.type}, precision {trainer.precision}")
     record = training.fit()
     if training.trainer.is_global_zero:
+        if said := training.say_clips():
+            print(said)
         print(
             f"best {record['chosen_by']}: {record['score']:.4f}, epoch {record['epoch'] + 1} of "
             f"{config.optimizer.epochs}; adapter and head are in {training.folder.best}"
         )
     return 0
+
+
+def differing_sources(train: ClipDataset | None, judge: ClipDataset | None) -> str:
+    """What the training split and the one that chooses the epoch read from different places, as a note; or nothing."""
+    if train is None or judge is None or train.sources == judge.sources:
+        return ""
+    differing = [
+        f"{kind} of {train.split} are {one}, of {judge.split} {other}"
+        for kind, one, other in zip(("pictures", "sounds"), train.sources, judge.sources, strict=True)
+        if one != other
+    ]
+    return (
+        f"note: the splits in {train.root} are not read from the same places: {'; '.join(differing)}. Each is read "
+        "from where most of its clips are: add what is missing, or choose by --data.media video or frames"
+    )
 
 
 def describe_parameters(module: AudioVisualModule) -> str:

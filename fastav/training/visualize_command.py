@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastav.data.clips import Clip
+from fastav.data.clips import Clip, ClipDataset
 from fastav.data.errors import MediaError
 from fastav.training.arguments import SECTIONS, run_parser
 from fastav.training.attention import frame_maps, sound_maps, spectrograms, token_attention
@@ -28,17 +29,21 @@ def main(arguments: Sequence[str]) -> int:
         parser = run_parser(arguments, "visualize", _DESCRIPTION, "data")
         parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="where the clip is")
         parser.add_argument("--id", type=str, default=None, help="the clip; by default the split's first")
+        parser.add_argument("--index", type=int, default=None, help="the clip by its place in the split's list, from 0")
         parser.add_argument("--video", type=str, default=None, help="a media file, instead of a data set's clip")
         layer = "which of the distilled {} blocks; negative from the end"
         parser.add_argument("--visual_layer", type=int, default=-1, help=layer.format("visual"))
         parser.add_argument("--audio_layer", type=int, default=-1, help=layer.format("audio"))
-        parser.add_argument("--output", type=str, default=None, help="the PNG; by default RUN/attention-ID.png")
+        parser.add_argument(
+            "--output", type=str, default=None, help="the PNG; by default RUN/attention-ID.png, or -ID-INDEX.png"
+        )
         values = parser.parse_args(list(arguments))
-        if values.id is not None and values.video is not None:
-            raise ValueError("--id names a clip of a split and --video a media file: give one of them")
+        if sum(value is not None for value in (values.id, values.index, values.video)) > 1:
+            raise ValueError("--id and --index name a clip of a split and --video a media file: give one of them")
         run = load_run(values.run, SECTIONS["data"](**values.data.as_dict()))
         clip = _clip(run, values)
         name = str(clip["id"]).replace("/", "-")  # AVSBench's are category/name
+        name += "" if values.index is None else f"-{values.index}"
         path = Path(values.output or run.folder.path / f"attention-{name}.png")
         path = path if path.suffix else path.with_suffix(".png")
         draw_clip(run, clip, path, visual_layer=values.visual_layer, audio_layer=values.audio_layer)
@@ -74,17 +79,40 @@ def _clip(run: Loaded, values: Any) -> Clip:
     if values.video is not None:
         return run.open.video(values.video, raw=True)
     split = run.open(values.split, raw=True)
-    ids = [split.id_of(row) for row in split.rows]
-    if values.id is not None and values.id not in ids:
-        raise ValueError(f"{values.split} has no clip {values.id!r}; it has {', '.join(ids[:3])} and so on")
+    position = _position(split, values)
     split.on_error = "raise"  # nothing is left of one clip that is left out
-    name = values.id or ids[0]
     try:
-        clip = split[ids.index(name)]
+        clip = split[position]
     except MediaError as error:
+        name = split.id_of(split.rows[position])
         raise MediaError(f"{name}: {error}; to draw another clip, name it by --id") from error
     assert clip is not None  # only "skip" gives None
     return clip
+
+
+def _position(split: ClipDataset[Any], values: Any) -> int:
+    """Where in the split the wanted clip is; of an id that several rows share the first, with a note."""
+    if values.index is not None:
+        if values.index not in split.indices:
+            raise ValueError(
+                f"{values.split} has no clip of index {values.index}: one of 0 ... {split.indices[-1]} is wanted that "
+                "is not left out"
+            )
+        return split.indices.index(values.index)
+    if values.id is None:
+        return 0
+    ids = [split.id_of(row) for row in split.rows]
+    found = [position for position, name in enumerate(ids) if name == values.id]
+    if not found:
+        raise ValueError(f"{values.split} has no clip {values.id!r}; it has {', '.join(ids[:3])} and so on")
+    if len(found) > 1:
+        first, *others = (split.indices[position] for position in found)
+        print(
+            f"note: {len(found)} rows of {values.split} are called {values.id}; drawn is that of index {first}, and "
+            f"--index draws another: {', '.join(map(str, others))}",
+            file=sys.stderr,
+        )
+    return found[0]
 
 
 def _columns(run: Loaded, clip: Clip) -> list[str]:

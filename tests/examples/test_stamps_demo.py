@@ -111,9 +111,19 @@ def test_training_is_deterministic_and_scores_are_the_best_epochs(clips):
     assert one.of_clips.mean().item() == pytest.approx(one.scores["test"]["accuracy"], rel=1e-5)
 
 
-@pytest.mark.parametrize("method", ["mean-pooled, all layers", "linear probe, last layers", "MoLT"])
+def test_taps_of_what_is_seen_and_of_what_is_heard(clips):
+    split, seen, heard = clips["train"], torch.tensor([2, 0]), torch.tensor([1, 3])
+    mixed, looked, listened = (
+        split.taps(Pairs(*pair), split.visual, split.audio) for pair in ((seen, heard), (seen, seen), (heard, heard))
+    )
+    assert all(torch.equal(*pair) for pair in zip(mixed.visual, looked.visual, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(mixed.audio, listened.audio, strict=True))
+    assert not torch.equal(looked.audio[0], listened.audio[0])
+
+
+@pytest.mark.parametrize("method", ["mean-pooled, all layers", "linear probe, last layers", "Mettle"])
 def test_questions_are_asked_with_another_clip_for_what_they_do_not_ask(clips, method):
-    """In training: the tokens of the pairs that the task wants, whatever else is in the batch."""
+    """In training: the visual tokens of the clip to look at, the audio tokens of the clip to listen to."""
     exercise = exercises.questions(clips, None)
     torch.manual_seed(0)
     model, examples = exercise.methods[method](), exercise.examples["train"]
@@ -121,15 +131,15 @@ def test_questions_are_asked_with_another_clip_for_what_they_do_not_ask(clips, m
     index, given = torch.arange(len(examples)), []
     model.task.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
     torch.manual_seed(1)
-    wanted = model.task.sources(examples.batch(index), examples.clip)
-    assert all((source != examples.clip).any() for source in wanted)
+    seen, heard = model.task.pairing(examples.batch(index), examples.clip)
     torch.manual_seed(1)
     model(examples, index)
-    for i in index[wanted[0] != wanted[1]][:3].tolist():
-        one = model.source(examples.split, Pairs(*(source[i : i + 1] for source in wanted)))
-        # Other sizes of a product, another order of its sums.
-        torch.testing.assert_close(given[0].visual[i], one.visual[0], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(given[0].audio[i], one.audio[0], rtol=1e-4, atol=1e-4)
+    everything = model.source(examples.split, Pairs(*[torch.arange(len(examples.split))] * 2))
+    assert (seen != examples.clip).any()
+    assert (heard != examples.clip).any()
+    # Other sizes of a product, another order of its sums.
+    torch.testing.assert_close(given[0].visual, everything.visual[seen], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(given[0].audio, everything.audio[heard], rtol=1e-4, atol=1e-4)
 
 
 def test_saved_bytes_count_the_taps(clips):

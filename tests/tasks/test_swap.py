@@ -65,17 +65,32 @@ def test_the_share_is_of_the_clips():
 def test_task_swaps_in_training_alone():
     types, clips = asked([3, 5], torch.arange(9))
     task = QuestionAnsweringTask(["Is"], ["yes", "no"], num_tokens=2, width=16, swap_unasked=1.0)
-    seen, heard = task.sources({"question_type": types}, clips)
+    seen, heard = task.pairing({"question_type": types}, clips)
     assert (seen != clips).sum() == len(ABOUT_SOUND) * 2
     assert (heard != clips).sum() == len(ABOUT_SIGHT) * 2
-    with pytest.raises(ValueError, match=r"no 'question_type', .*swap_unasked asks each question"):
-        task.sources({"question": ["Is?"]}, clips)
-    assert all(source is clips for source in task.eval().sources({"question_type": types}, clips))
+    with pytest.raises(ValueError, match=r"no 'question_type', .*leave swap_unasked at 0"):
+        task.pairing({"question": ["Is?"]}, clips)
+    assert all(source is clips for source in task.eval().pairing({"question_type": types}, clips))
     usual = QuestionAnsweringTask(["Is"], ["yes", "no"], num_tokens=2, width=16)
-    assert all(source is clips for source in usual.sources({}, clips))
+    assert all(source is clips for source in usual.pairing({}, clips))
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5])
 def test_task_refuses_what_is_no_share(share):
-    with pytest.raises(ValueError, match=rf"swap_unasked is {share}, wanted a share, 0 \.\.\. 1"):
+    with pytest.raises(ValueError, match=rf"swap_unasked is {share}, wanted a share of the clips, 0 \.\.\. 1"):
         QuestionAnsweringTask(["Is"], ["yes", "no"], num_tokens=2, width=16, swap_unasked=share)
+
+
+@pytest.mark.parametrize(
+    ("types", "clips", "share", "message"),
+    [
+        ([0, 1], [0], 0.5, r"question_types are \(2,\) and clips \(1,\), wanted \(B,\) each"),
+        ([[0]], [[0]], 0.5, r"wanted \(B,\) each"),
+        ([0], [0], 5.0, r"share is 5\.0, wanted 0 \.\.\. 1"),
+        ([0, -1], [0, 1], 0.5, r"question_types hold -1 \.\.\. 0, wanted 0 \.\.\. 8"),
+        ([0, 9], [0, 1], 0.5, r"question_types hold 0 \.\.\. 9, wanted 0 \.\.\. 8"),
+    ],
+)
+def test_what_cannot_be_swapped_is_named(types, clips, share, message):
+    with pytest.raises(ValueError, match=message):
+        swap_unasked(torch.tensor(types), torch.tensor(clips), share)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -100,6 +101,21 @@ def ave_root(tmp_path_factory):
             lines.append(f"{AVE_NAMES[category]}&{name}&good&{start}&{end}")
         (root / f"{split}Set.txt").write_text("\n".join(lines) + "\n")
     return root
+
+
+@pytest.fixture
+def spoilt_ave(ave_root, tmp_path):
+    """Copies the AVE and breaks the sounds of these clips, numbers by split."""
+
+    def copy(**broken):
+        root = tmp_path / "-".join(["ave", *broken])
+        shutil.copytree(ave_root, root)
+        for split, numbers in broken.items():
+            for number in numbers:
+                (root / "audio" / f"{split}{number:07d}.wav").write_bytes(b"RIFF")
+        return root
+
+    return copy
 
 
 @pytest.fixture(scope="session")

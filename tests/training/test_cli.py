@@ -1,6 +1,7 @@
 """The commands end to end, on clips that are learnt in seconds."""
 
 import json
+import shlex
 import shutil
 
 import numpy as np
@@ -58,7 +59,7 @@ def test_predictions_are_what_was_scored(run, ave_root, tmp_path):
     assert main(["predict", str(run), f"--output={tmp_path}"]) == 0
     predicted = lines(tmp_path)
     rows = [line.split("&") for line in (ave_root / "testSet.txt").read_text().splitlines()]
-    assert [line["id"] for line in predicted] == [row[1] for row in rows]
+    assert [(line["id"], line["index"]) for line in predicted] == [(row[1], n) for n, row in enumerate(rows)]
     right = 0
     for line, (category, _, _, start, end) in zip(predicted, rows, strict=True):
         said = ["background"] * 10
@@ -77,6 +78,7 @@ def test_a_single_video_is_predicted(run, tmp_path, capsys):
     video = write_video(tmp_path / "red.mkv", seconds=10)
     assert main(["predict", str(run), f"--video={video}", f"--output={tmp_path / 'out'}"]) == 0
     (line,) = lines(tmp_path / "out")
+    assert line.keys() == {"id", "events"}  # a video is in no split's list
     assert line["id"] == "red"
     assert {event["event"] for event in line["events"]} == {"Church bell"}  # red, and its tone
     assert json.dumps(line) in capsys.readouterr().out
@@ -105,6 +107,52 @@ def write_video(path, seconds):
         container.mux(audio.encode(sound))
         container.mux(audio.encode())
     return path
+
+
+def test_splits_that_are_read_from_different_places_are_named(ave_root, flags, tmp_path, capsys):
+    root = tmp_path / "ave"
+    shutil.copytree(ave_root, root)
+    video = write_video(tmp_path / "red.mkv", seconds=10)
+    (root / "video").mkdir()
+    for number in range(5):
+        shutil.rmtree(root / "frames" / f"val{number:07d}")
+        shutil.copy(video, root / "video" / f"val{number:07d}.mkv")
+    arguments = ["train", "--task=localization", "--optimizer.epochs=1", *flags]
+    assert main([*arguments, f"--data.root={root}", f"--output={tmp_path / 'mixed'}"]) == 0
+    shown = " ".join(capsys.readouterr().err.split())
+    assert f"note: the splits in {root} are not read from the same places" in shown
+    assert "pictures of train are frames in frames, of val videos in video. Each" in shown  # and sounds are alike
+    assert main([*arguments, f"--data.root={ave_root}", f"--output={tmp_path / 'alike'}"]) == 0
+    assert "not read from the same places" not in capsys.readouterr().err
+
+
+def test_rows_of_one_video_are_told_apart(run, ave_root, tmp_path, capsys):
+    root = tmp_path / "ave"
+    shutil.copytree(ave_root, root)
+    listed = root / "testSet.txt"
+    rows = listed.read_text().splitlines()
+    listed.write_text("\n".join([*rows, rows[1].replace("&good&", "&bad&")]) + "\n")
+    shutil.rmtree(root / "frames" / "test0000004")  # left out, and counted by the index
+    given = [str(run), f"--data.root={root}", "--data.on_error=skip"]
+    with pytest.warns(UserWarning, match="test0000004"):
+        assert main(["predict", *given, f"--output={tmp_path / 'out'}"]) == 0
+    predicted = lines(tmp_path / "out")
+    assert [line["index"] for line in predicted] == [0, 1, 2, 3, 5, 6, 7]
+    assert [line["id"] for line in predicted if line["index"] in (1, 7)] == ["test0000001"] * 2
+    drawn = f"--output={tmp_path / 'drawn.png'}"
+    capsys.readouterr()
+    with pytest.warns(UserWarning, match="test0000004"):
+        assert main(["visualize", *given, "--id=test0000001", drawn]) == 0
+    words = "2 rows of test are called test0000001; drawn is that of index 1, and --index draws another: 7"
+    assert words in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="test0000004"):
+        assert main(["visualize", *given, "--index=7"]) == 0
+    shown = capsys.readouterr()
+    assert "rows of test" not in shown.err
+    assert shown.out.strip() == str(run / "attention-test0000001-7.png")
+    with pytest.warns(UserWarning, match="test0000004"):
+        assert main(["visualize", *given, "--index=4"]) == 2
+    assert "test has no clip of index 4: one of 0 ... 7 is wanted that is not left out" in capsys.readouterr().err
 
 
 def test_flags_override_the_file_and_the_file_says_what_ran(run, tmp_path, capsys):
@@ -144,8 +192,21 @@ def test_random_backbones_are_drawn_again_alike(ave_root, flags, tmp_path):
 def qa_run(tmp_path_factory, qa_root, flags):
     folder = tmp_path_factory.mktemp("runs") / "qa"
     arguments = ["--task=question_answering", f"--data.root={qa_root}", f"--output={folder}"]
-    assert main(["train", *arguments, *flags, "--optimizer.epochs=1"]) == 0
+    assert main(["train", *arguments, *flags, "--optimizer.epochs=1", "--head.swap_unasked=0.5"]) == 0
     return folder
+
+
+def test_what_is_not_asked_about_is_swapped_in_training(qa_run, qa_root, flags, tmp_path):
+    """All questions are about one sense here: with the swap, other weights come of them, the same ones each time."""
+    arguments = ["--task=question_answering", f"--data.root={qa_root}", "--optimizer.epochs=1", *flags]
+    for share in (0.0, 0.5):
+        assert main(["train", *arguments, f"--output={tmp_path / str(share)}", f"--head.swap_unasked={share}"]) == 0
+    first, without, again = (
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+        for run in (qa_run, tmp_path / "0.0", tmp_path / "0.5")
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["task.head.heard.2.weight"], without["task.head.heard.2.weight"])
 
 
 def test_answers_in_another_order_are_refused(qa_run, qa_root, tmp_path, capsys):
@@ -180,6 +241,95 @@ def test_what_is_left_out_is_counted(run, ave_root, tmp_path):
     assert status == 0
     scores = json.loads((run / "scores-test.json").read_text())
     assert (scores["clips"], scores["left_out"]) == (5, 2)
+
+
+def test_what_training_left_out_is_counted(spoilt_ave, flags, tmp_path, capsys):
+    """Both batches that Lightning looks at before the first epoch are left out, which is no reason to stop."""
+    root = spoilt_ave(train=[3, 4, 7], val=[0, 1])
+    shutil.rmtree(root / "frames" / "train0000010")
+    words = ["--task=localization", f"--data.root={root}", "--data.on_error=skip", *flags, "--data.batch_size=1"]
+    with pytest.warns(UserWarning, match="train0000010"):
+        assert main(["train", *words, f"--output={tmp_path / 'run'}", "--optimizer.epochs=2"]) == 0
+    assert "\n8 clips of train, 4 left out; 3 clips of val, 2 left out\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("split", "count", "purpose"), [("train", 12, "train on"), ("val", 5, "score"), ("test", 7, "score")]
+)
+@pytest.mark.filterwarnings("ignore:AVE. left out")
+def test_training_without_a_clip_is_refused(split, count, purpose, ave_root, spoilt_ave, flags, tmp_path, capsys):
+    root, folder = spoilt_ave(**{split: range(count)}), tmp_path / "run"
+    words = ["train", "--task=localization", f"--output={folder}", *flags, "--optimizer.epochs=2"]
+    words += ["--select_on_test=true"] if split == "test" else []
+    assert main([*words, f"--data.root={root}", "--data.on_error=skip", "--optimizer.patience=1"]) == 2
+    shown = capsys.readouterr()
+    said = f"fastav train: epoch 1: all clips of AVE {split} in {root} were left out, there is none to {purpose}: "
+    last = shown.err.splitlines()[-1]
+    assert last.startswith(said)
+    assert "best " not in shown.out
+    assert not (folder / "best").exists()
+    assert not (folder / "checkpoints").exists()
+    command = last.removeprefix(said).removesuffix(" says why")
+    assert main(shlex.split(command)[1:]) == 1  # the remedy, as it stands
+    assert f"{split}: {count} are broken" in capsys.readouterr().out
+    assert main([*words, f"--data.root={ave_root}"]) == 0  # nothing is in the way once the clips are mended
+    judges = "7 clips of test" if split == "test" else "5 clips of val"
+    assert f"12 clips of train; {judges}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "name", "split", "more"),
+    [
+        ("localization", "ave", None, "AVE val", []),
+        ("parsing", "llp", None, "LLP val", ["--data.media=frames"]),
+        ("segmentation", "avs", "avsbench-s4", "AVSBench val", []),
+        ("segmentation", "avs", "avsbench-ms3", "AVSBench val", []),
+        ("question_answering", "qa", None, "MUSIC-AVQA val", ["--data.options={questions: json}"]),
+    ],
+)
+def test_the_command_that_checks_a_split_is_for_its_data_set(
+    task, data, name, split, more, request, flags, tmp_path, capsys
+):
+    root = request.getfixturevalue(f"{data}_root")
+    words = [f"--task={task}", f"--data.root={root}", f"--output={tmp_path}", *flags, *more]
+    words += [f"--data.name={name}"] if name else []
+    training = set_up_training(train_config(train_parser(words).parse_args(words)))
+    said, command = training.clips.describe("validation")
+    assert said == f"{split} in {root}"
+    assert ("--media frames" in command) == (data == "llp")
+    assert ("--questions json" in command) == (data == "qa")
+    capsys.readouterr()
+    assert main(shlex.split(command)[1:]) == 0
+    assert f"{name or split.split()[0].lower()} in {root}: ok" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:AVE. left out")
+def test_a_split_without_a_clip_is_not_scored(run, spoilt_ave, tmp_path, capsys):
+    """By its own name, whichever split it is; --media is said again where it was said."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints", "scores-*"))
+    root = spoilt_ave(val=range(5), test=range(7))
+    for split in ("val", "test"):
+        asked = [f"--split={split}", f"--data.root={root}", "--data.on_error=skip", "--data.media=frames"]
+        assert main(["evaluate", str(folder), *asked]) == 2
+        assert capsys.readouterr().err.splitlines()[-1] == (
+            f"fastav evaluate: all clips of AVE {split} in {root} were left out, there is none to score: "
+            f"fastav check-data ave {root} --deep --media frames says why"
+        )
+    assert not list(folder.glob("scores-*"))
+
+
+@pytest.mark.parametrize("value", ["nan", "-inf"])
+def test_no_epoch_is_chosen_by_a_score_that_is_no_number(value, ave_root, flags, tmp_path, monkeypatch, capsys):
+    """Lightning keeps the first as minus infinity, which JSON does not have."""
+    from fastav.metrics import LocalizationScores
+
+    monkeypatch.setattr(LocalizationScores, "compute", lambda self: {"accuracy": torch.tensor(float(value))})
+    words = ["train", "--task=localization", f"--data.root={ave_root}", f"--output={tmp_path}", *flags]
+    assert main([*words, "--optimizer.epochs=1"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"fastav train: epoch 1: validation/accuracy is {value}, by which no epoch can be chosen" in last
+    assert not (tmp_path / "best").exists()
 
 
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
@@ -288,9 +438,10 @@ def test_every_trainable_parameter_gets_a_gradient(kind, method, source, request
 
 
 def check_predictions(task, predicted, folder):
+    assert [line["index"] for line in predicted] == list(range(len(predicted)))
     if task == "parsing":
         assert [line["id"] for line in predicted] == [f"test__{number:05d}_30_40" for number in range(4)]
-        assert all(line.keys() == {"id", "audio_events", "visual_events"} for line in predicted)
+        assert all(line.keys() == {"id", "index", "audio_events", "visual_events"} for line in predicted)
         assert np.load(folder / "probabilities.npz")["audio_probabilities"].shape == (4, 10, 25)
     elif task == "question_answering":
         assert [line["id"] for line in predicted] == [str(number) for number in range(25, 33)]

@@ -115,6 +115,7 @@ def test_flags_that_would_do_nothing(run, capsys):
     assert "--question is asked of a --video" in refused(capsys, "predict", str(run), "--question=what?")
     both = ["--id=test0000001", "--video=some.mp4"]
     assert "give one of them" in refused(capsys, "visualize", str(run), *both)
+    assert "give one of them" in refused(capsys, "visualize", str(run), "--index=0", "--video=some.mp4")
 
 
 def test_scores_are_shown_though_they_cannot_be_written(run, tmp_path, capsys):

@@ -93,11 +93,13 @@ def test_the_rate_rises_and_falls_to_zero(adapter):
     assert kept.rates == pytest.approx(by_hand)
 
 
-def test_weight_decay_spares_what_the_adapter_names(adapter):
+def test_weight_decay_spares_all_but_matrices_and_what_the_adapter_names(adapter):
     task = make_task()
     decayed, spared = parameter_groups(adapter, task, 0.3)
     named = dict(adapter.named_parameters())
-    assert {id(p) for p in spared["params"]} == {id(named[name]) for name in adapter.no_weight_decay()}
+    biases = {id(p) for p in task.parameters() if p.ndim < 2}
+    assert biases
+    assert {id(p) for p in spared["params"]} == {id(named[name]) for name in adapter.no_weight_decay()} | biases
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.3, 0.0)
     trainable = [p for p in (*adapter.parameters(), *task.parameters()) if p.requires_grad]
     assert len(decayed["params"]) + len(spared["params"]) == len(trainable)
@@ -185,6 +187,35 @@ def test_a_batch_that_was_all_left_out_trains_nothing_and_counts_nothing(adapter
     assert module.predict_step({}, 0) is None
 
 
+def test_an_epoch_without_a_clip_is_refused(adapter):
+    """In any loop, whatever its loaders are."""
+    module = AudioVisualModule(adapter, make_task(), OptimizerConfig(epochs=2))
+    trainer = make_trainer(TrainerConfig(accelerator="cpu", devices=1), module.optimizer_config)
+    some, none = loader(4, 2), torch.utils.data.DataLoader(clips(4), batch_size=2, collate_fn=lambda _: {})
+    says_why = "fastav check-data NAME ROOT --deep says why"
+    for batches, stage, purpose in (((none, some), "train", "train on"), ((some, none), "validation", "score")):
+        words = f"^epoch 1: all clips of the {stage} loader were left out, there is none to {purpose}: {says_why}$"
+        with pytest.raises(RunError, match=words):
+            trainer.fit(module, *batches)
+        assert "validation/accuracy" not in trainer.callback_metrics
+    words = f"^all clips of the test loader were left out, there is none to score: {says_why}$"
+    with pytest.raises(RunError, match=words):
+        trainer.test(module, none, verbose=False)
+
+
+def test_one_clip_is_enough_for_an_epoch(adapter):
+    module = AudioVisualModule(adapter, make_task(), OptimizerConfig(epochs=2))
+    trainer = make_trainer(TrainerConfig(accelerator="cpu", devices=1), module.optimizer_config)
+
+    def keep_the_last(some):
+        return torch.utils.data.default_collate(some) if some[0]["id"] == "3" else {}
+
+    batches = torch.utils.data.DataLoader(clips(4), batch_size=1, collate_fn=keep_the_last)
+    trainer.fit(module, batches, batches)
+    assert module.num_scored == 1
+    assert trainer.callback_metrics["train/loss"] > 0
+
+
 def test_a_batch_that_was_all_left_out_takes_part_in_measuring(adapter):
     """The statistics are exchanged: a process that stayed away would leave the others waiting."""
     config = MettleConfig(num_tokens=2, width=16, rank=4, standardize_batches=1)
@@ -203,7 +234,7 @@ def test_a_batch_that_was_all_left_out_takes_part_in_measuring(adapter):
 
 def test_the_adapter_sees_and_hears_what_the_task_says(adapter):
     class Crossed(LocalizationTask):
-        def sources(self, batch, clips):
+        def pairing(self, batch, clips):
             return clips, clips.flip(0)
 
     module = AudioVisualModule(adapter, Crossed(3, num_tokens=2, width=16), OptimizerConfig()).eval()

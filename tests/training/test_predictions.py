@@ -49,6 +49,23 @@ def test_files_of_two_batches(tmp_path):
         PredictionFiles(tmp_path / "out", NAMES, 1.0)
 
 
+def test_clips_of_one_id_are_told_by_their_index(tmp_path):
+    """In the split's list, of which the third and fourth rows were left out here."""
+    files = PredictionFiles(tmp_path, NAMES, 1.0, indices=[0, 1, 4])
+    labels, chances = torch.tensor([[0], [1]]), torch.rand(2, 1, 4)
+    batch = {"id": ["a", "a"], "index": torch.tensor([1, 2])}
+    files.write(batch, {"labels": labels, "chances": chances})
+    assert files.close() == 2
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert [list(line) for line in lines] == [["id", "index", "events"]] * 2
+    assert [(line["id"], line["index"], line["events"][0]["event"]) for line in lines] == [
+        ("a", 1, "bark"),
+        ("a", 4, "bell"),
+    ]
+    kept = np.load(tmp_path / "probabilities.npz")
+    assert (kept["id"].tolist(), kept["index"].tolist()) == (["a", "a"], [1, 4])
+
+
 def test_a_try_that_broke_off_is_written_over(tmp_path):
     broken = PredictionFiles(tmp_path, NAMES, 1.0)
     broken.write({"id": ["a"]}, {"labels": torch.tensor([[0]])})

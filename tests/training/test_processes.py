@@ -17,13 +17,13 @@ load_file = pytest.importorskip("safetensors.torch").load_file
 pytestmark = pytest.mark.skipif(not distributed.is_gloo_available(), reason="needs gloo")
 
 
-def fastav(*arguments):
+def fastav(*arguments, status=0):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "fastav", *arguments]
     # A process that waits for another for ever is to fail the test, not to stop it: these take seconds.
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == status, done.stderr
+    return done.stdout if status == 0 else done.stderr
 
 
 def test_two_processes_train_one_adapter_and_score_each_clip_once(ave_root, backbone_flags, tmp_path):
@@ -69,3 +69,22 @@ def test_a_process_that_leaves_out_all_its_clips_does_not_stop_the_others(ave_ro
         losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
     assert len(losses) == 1
     assert losses[0] > 0  # of the one clip that was read
+
+
+def test_processes_count_a_clip_once_and_refuse_alike_to_go_on_without_any(spoilt_ave, backbone_flags, tmp_path):
+    """Of three training clips each of two processes takes two: one is repeated, another one in each epoch."""
+    sizes = ["--adapter.num_tokens=2", "--adapter.width=16", "--adapter.rank=4", "--data.batch_size=1"]
+    training = ["--optimizer.epochs=3", "--trainer.accelerator=cpu", "--trainer.devices=2"]
+    for split, broken in (("train", 1), ("train", 3), ("val", 5)):
+        root = spoilt_ave(**{split: range(broken)})
+        lines = (root / "trainSet.txt").read_text().splitlines()[:3]
+        (root / "trainSet.txt").write_text("\n".join(lines) + "\n")
+        data = [f"--data.root={root}", "--data.num_workers=0", "--data.on_error=skip"]
+        words = ["train", "--task=localization", f"--output={tmp_path / 'run'}", *backbone_flags, *data, *sizes]
+        shown = fastav(*words, *training, status=0 if broken == 1 else 2)
+        if broken == 1:
+            assert "2 clips of train, 1 left out; 5 clips of val\n" in shown
+            shutil.rmtree(tmp_path / "run")
+        else:
+            assert f"epoch 1: all clips of AVE {split} in {root} were left out" in shown
+        shutil.rmtree(root)

@@ -74,7 +74,7 @@ def test_a_resumed_run_must_be_the_same_run(run, capsys):
     assert "holds a run already" in capsys.readouterr().err
 
 
-def test_training_stops_when_the_score_no_longer_rises(ave_root, flags, tmp_path):
+def test_training_stops_when_the_score_no_longer_rises(ave_root, flags, tmp_path, capsys):
     arguments = ["--task=localization", f"--data.root={ave_root}", f"--output={tmp_path}", *flags]
     standstill = [
         "--optimizer.epochs=9",
@@ -85,9 +85,11 @@ def test_training_stops_when_the_score_no_longer_rises(ave_root, flags, tmp_path
     assert main(["train", *arguments, *standstill, "--adapter.standardize=false"]) == 0
     assert len(epochs(tmp_path)["train/loss"]) == 3  # the first sets the score, two do not raise it
     assert json.loads((tmp_path / "best" / "record.json").read_text())["epoch"] == 0  # of equals the first
+    assert "12 clips of train; 5 clips of val\n" in capsys.readouterr().out
     last = (tmp_path / "checkpoints" / "last.ckpt").read_bytes()
     assert main(["train", *arguments, *standstill, "--adapter.standardize=false", "--resume=true"]) == 0
     assert (tmp_path / "checkpoints" / "last.ckpt").read_bytes() == last  # it had ended
+    assert "clips of" not in capsys.readouterr().out  # none was looked at
 
 
 @pytest.fixture
