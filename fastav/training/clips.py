@@ -100,6 +100,11 @@ def say_clips(clips: Sized, used: int, of: str = "") -> str:
     return f"{used} clips{of}" + (f", {left_out} left out" if left_out else "")
 
 
+def say_none(split: str, check: str, purpose: str) -> str:
+    """That no clip of a split is left for something, in words; ``check`` is the command that says why."""
+    return f"all clips of {split} were left out, there is none to {purpose}: {check} says why"
+
+
 class Numbered(Dataset):
     """Clips with their position in the data set as "index", for scores that depend on the clips' order."""
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastav.adapters import Adapter, AdapterOutput
 from fastav.tasks.task import Batch, Task
-from fastav.training.clips import Clips
+from fastav.training.clips import Clips, say_none
 from fastav.training.config import OptimizerConfig
 from fastav.training.errors import RunError
 
@@ -174,7 +174,7 @@ class AudioVisualModule(LightningModule):
         if isinstance(clips, Clips):
             split, check = clips.describe(stage)
         when = "" if stage == "test" else f"epoch {self.current_epoch + 1}: "
-        return RunError(f"{when}all clips of {split} were left out, there is none to {purpose}: {check} says why")
+        return RunError(when + say_none(split, check, purpose))
 
     def predict_step(self, batch: Batch, _: int) -> dict[str, Tensor] | None:
         """The task's predictions, by name, B first; None of a batch whose clips were all left out."""

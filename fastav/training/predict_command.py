@@ -12,7 +12,8 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from fastav.data.clips import Clip
 from fastav.training.arguments import SECTIONS, run_parser
 from fastav.training.cli import plainly
-from fastav.training.clips import Clips, say_clips
+from fastav.training.clips import Clips, say_clips, say_none
+from fastav.training.errors import RunError
 from fastav.training.predictions import PredictionFiles
 from fastav.training.run import Loaded, load_run, make_trainer
 
@@ -62,7 +63,10 @@ def main(arguments: Sequence[str]) -> int:
         indices = clips.indices if values.video is None else None
         files = PredictionFiles(folder, run.record["class_names"], run.open.seconds_per_segment, indices)
         trainer = make_trainer(trainer_config, run.config.optimizer, [_Writer(files)])
-    trainer.predict(run.module(), Clips(data, test=clips), return_predictions=False)
+    loaders = Clips(data, test=clips)
+    trainer.predict(run.module(), loaders, return_predictions=False)
+    if not files.num_clips:
+        raise RunError(say_none(*loaders.describe("test"), "predict"))
     written = files.close()
     if values.video is not None:
         print(json.dumps(files.last, ensure_ascii=False))

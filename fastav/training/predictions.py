@@ -73,6 +73,11 @@ class PredictionFiles:
             self._lines.write(json.dumps(line, ensure_ascii=False) + "\n")
             self.last = line
 
+    @property
+    def num_clips(self) -> int:
+        """How many are written so far."""
+        return len(self._clips["id"])
+
     def close(self) -> int:
         """Finish the files; how many clips there are."""
         self._lines.close()
@@ -81,7 +86,7 @@ class PredictionFiles:
             clips = {key: np.array(values) for key, values in self._clips.items()}
             np.savez_compressed(self.folder / "probabilities.npz", **clips, **arrays)  # type: ignore
         self._part.rename(self._finished)
-        return len(self._clips["id"])
+        return self.num_clips
 
     def _write_masks(self, name: str, masks: Tensor) -> list[str]:
         image = load_optional("PIL.Image", by="masks", extra="data")

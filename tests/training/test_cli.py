@@ -317,6 +317,10 @@ def test_a_split_without_a_clip_is_not_scored(run, spoilt_ave, tmp_path, capsys)
             f"fastav check-data ave {root} --deep --media frames says why"
         )
     assert not list(folder.glob("scores-*"))
+    asked = [f"--data.root={root}", "--data.on_error=skip", f"--output={tmp_path / 'out'}"]
+    assert main(["predict", str(folder), *asked]) == 2
+    assert f"AVE test in {root} were left out, there is none to predict" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "predictions.jsonl").exists()
 
 
 @pytest.mark.parametrize("value", ["nan", "-inf"])
