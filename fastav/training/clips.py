@@ -73,9 +73,10 @@ class Clips(LightningDataModule):
 
     predict_dataloader = test_dataloader
 
-    def _share(self, clips: ClipDataset) -> Sequence[int]:
+    def _share(self, clips: ClipDataset) -> Sequence[int | None]:
+        """This process' clips; None stands for none: Lightning does not wait for processes without any batch."""
         assert self.trainer is not None
-        return range(self.trainer.global_rank, len(clips), self.trainer.world_size)
+        return range(self.trainer.global_rank, len(clips), self.trainer.world_size) or [None]
 
     def _loader(self, clips: ClipDataset, order: Any) -> DataLoader:
         workers = self.config.num_workers
@@ -114,7 +115,7 @@ class Numbered(Dataset):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, index: int) -> dict[str, Any] | None:
-        """The clip, or None where it was left out."""
-        clip = self.clips[index]
+    def __getitem__(self, index: int | None) -> dict[str, Any] | None:
+        """The clip, or None where it was left out, and of no index."""
+        clip = None if index is None else self.clips[index]
         return None if clip is None else {**clip, "index": index}

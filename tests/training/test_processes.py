@@ -54,9 +54,10 @@ def test_two_processes_train_one_adapter_and_score_each_clip_once(ave_root, back
 
 
 def test_a_process_that_leaves_out_all_its_clips_does_not_stop_the_others(ave_root, backbone_flags, tmp_path):
-    """Two training clips, one a process; the sound of one is broken."""
+    """Two training clips, one a process; the sound of one is broken. And one clip to validate on."""
     root = tmp_path / "ave"
     shutil.copytree(ave_root, root)
+    (root / "valSet.txt").write_text((root / "valSet.txt").read_text().splitlines()[0] + "\n")
     lines = (root / "trainSet.txt").read_text().splitlines()[:2]
     (root / "trainSet.txt").write_text("\n".join(lines) + "\n")
     (root / "audio" / f"{lines[0].split('&')[1]}.wav").write_bytes(b"RIFF")
@@ -64,7 +65,8 @@ def test_a_process_that_leaves_out_all_its_clips_does_not_stop_the_others(ave_ro
     sizes = ["--adapter.num_tokens=2", "--adapter.width=16", "--adapter.rank=4", "--data.batch_size=1"]
     training = ["--optimizer.epochs=1", "--trainer.accelerator=cpu", "--trainer.devices=2"]
     data = [f"--data.root={root}", "--data.num_workers=0", "--data.on_error=skip"]
-    fastav("train", "--task=localization", f"--output={run}", *backbone_flags, *data, *sizes, *training)
+    shown = fastav("train", "--task=localization", f"--output={run}", *backbone_flags, *data, *sizes, *training)
+    assert "1 clips of train, 1 left out; 1 clips of val\n" in shown
     with (run / "logs" / "metrics.csv").open() as file:
         losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
     assert len(losses) == 1
