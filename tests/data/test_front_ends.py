@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from fastav import optional
 from fastav.backbones import FrozenBackbone, shorten_whisper
-from fastav.data import ast_front_end, clap_front_end, front_end, optional, whisper_front_end
+from fastav.data import ast_front_end, clap_front_end, front_end, whisper_front_end
 from fastav.data import front_ends as room
 
 BROKEN = (ImportError, OSError, RuntimeError)  # what a package built for another torch may raise
