@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-from fastav import backbones, data, ops, reference, tasks
+from fastav import backbones, baselines, data, ops, reference, tasks
 from fastav.adapters import AdapterOutput, MettleAdapter, MettleConfig, MoLTAdapter, MoLTConfig, create_adapter
 from fastav.backbones import FrozenBackbone, TapStore
 from fastav.ops import backends, set_backend
@@ -27,6 +27,7 @@ __all__ = [
     "TapStore",
     "backbones",
     "backends",
+    "baselines",
     "create_adapter",
     "data",
     "ops",

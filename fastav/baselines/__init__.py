@@ -1,0 +1,10 @@
+"""The peers' adapters, written anew from how they are described: what the side branches are compared with.
+
+Each is what stands beside one block of a backbone; gradients of all of them run through the blocks behind.
+"""
+
+from fastav.baselines.bottleneck import Bottleneck
+from fastav.baselines.dgsct import DGSCTAdapter
+from fastav.baselines.latent import LatentAttention, LavishAdapter
+
+__all__ = ["Bottleneck", "DGSCTAdapter", "LatentAttention", "LavishAdapter"]
