@@ -227,3 +227,14 @@ def epochs(run, logs="logs"):
                 if value:
                     columns.setdefault(name, []).append(float(value))
     return columns
+
+
+@pytest.fixture(scope="session")
+def qa_run(tmp_path_factory, qa_root, flags):
+    """A finished run on questions; not to be written to."""
+    from fastav.training.cli import main
+
+    folder = tmp_path_factory.mktemp("runs") / "qa"
+    arguments = ["--task=question_answering", f"--data.root={qa_root}", f"--output={folder}"]
+    assert main(["train", *arguments, *flags, "--optimizer.epochs=1", "--head.swap_unasked=0.5"]) == 0
+    return folder
