@@ -55,12 +55,21 @@ _CLASS_TOKENS = {
 
 def time_order(block: nn.Module) -> bool | None:
     """Whether a block's tokens lie in time order; None for a block of no known family."""
+    library, name = block_class(block)
+    return _KNOWN_BLOCKS[library][name] if name else None
+
+
+def block_class(block: nn.Module) -> tuple[str, str]:
+    """The library and the "file.Class" of a block of a known family, also by what it derives from; else two "".
+
+    Classes outlive the attribute names that lead to them.
+    """
     for cls in type(block).__mro__:
         library, _, file = cls.__module__.partition(".")
-        known = _KNOWN_BLOCKS.get(library, {}).get(f"{file.rpartition('.')[2]}.{cls.__name__}")
-        if known is not None:
-            return known
-    return None
+        name = f"{file.rpartition('.')[2]}.{cls.__name__}"
+        if name in _KNOWN_BLOCKS.get(library, {}):
+            return library, name
+    return "", ""
 
 
 def find_blocks(module: nn.Module) -> list[str]:

@@ -149,7 +149,10 @@ class FrozenBackbone(nn.Module):
             raise ValueError(f"block {self.tap_names[i]!r} puts out {tuple(output.shape)} for a batch of {batch}")
         return tap
 
-    @torch.no_grad()  # not inference_mode: the side branch saves taps for its backward
+    def _grad_mode(self) -> bool:
+        """Whether the backbone runs with gradients."""
+        return False
+
     def _outputs(self, x: Tensor, each: Callable[[dict[str, Tensor]], None] | None = None) -> dict[str, Tensor]:
         """Run the backbone as far as its last tap; what the tapped blocks put out, by name in network order.
 
@@ -161,7 +164,8 @@ class FrozenBackbone(nn.Module):
             x = x.to(self.dtype)
         keyword = getattr(self.module, "main_input_name", None)
         reading = _Reading(len(self.tap_names), each)
-        with ExitStack() as hooks, suppress(_LastTapRead):
+        # Never inference_mode: the side branch saves taps for its backward.
+        with ExitStack() as hooks, suppress(_LastTapRead), torch.set_grad_enabled(self._grad_mode()):
             for name in self.tap_names:
                 block = self.module.get_submodule(name)
                 hooks.callback(block.register_forward_hook(partial(reading.hook, name)).remove)

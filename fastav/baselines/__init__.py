@@ -6,5 +6,7 @@ Each is what stands beside one block of a backbone; gradients of all of them run
 from fastav.baselines.bottleneck import Bottleneck
 from fastav.baselines.dgsct import DGSCTAdapter
 from fastav.baselines.latent import LatentAttention, LavishAdapter
+from fastav.baselines.live import LiveBackbone
+from fastav.baselines.sites import inserted
 
-__all__ = ["Bottleneck", "DGSCTAdapter", "LatentAttention", "LavishAdapter"]
+__all__ = ["Bottleneck", "DGSCTAdapter", "LatentAttention", "LavishAdapter", "LiveBackbone", "inserted"]

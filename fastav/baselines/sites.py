@@ -1,0 +1,96 @@
+"""Where adapters stand in a block: beside its attention and beside its MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from fastav.backbones.blocks import block_class
+
+
+class Site(NamedTuple):
+    """One residual branch ``x + branch(x)`` of a block.
+
+    Attributes:
+        entry: the module that is called with x; the block itself where it is "".
+        exit: the module whose output is added to x.
+    """
+
+    entry: str
+    exit: str
+
+
+_TIMM = (Site("norm1", "drop_path1"), Site("norm2", "drop_path2"))
+_HUGGING_FACE = (Site("layernorm_before", "attention"), Site("layernorm_after", "mlp"))
+#: The two branches of each known block.
+_SITES = {
+    "vision_transformer.Block": _TIMM,
+    "eva.EvaBlock": _TIMM,
+    "beit.Block": _TIMM,
+    "swin_transformer.SwinTransformerBlock": _TIMM,
+    # Norms come last in each branch.
+    "swin_transformer_v2.SwinTransformerV2Block": (Site("", "drop_path1"), Site("mlp", "drop_path2")),
+    "modeling_vit.ViTLayer": _HUGGING_FACE,
+    "modeling_audio_spectrogram_transformer.ASTLayer": _HUGGING_FACE,
+    "modeling_clap.ClapAudioLayer": (Site("layernorm_before", "drop_path"), Site("layernorm_after", "output")),
+    "modeling_whisper.WhisperEncoderLayer": (
+        Site("self_attn_layer_norm", "self_attn"),
+        Site("final_layer_norm", "fc2"),
+    ),
+}
+
+
+def branch_sites(block: nn.Module) -> tuple[Site, Site]:
+    """The attention's and the MLP's branch of a block.
+
+    Raises:
+        ValueError: a block whose branches are not known.
+    """
+    name = block_class(block)[1]
+    if name not in _SITES:
+        raise ValueError(
+            f"adapters cannot be put into {type(block).__name__}: only blocks of {', '.join(_SITES)} are known"
+        )
+    return _SITES[name]
+
+
+@contextmanager
+def inserted(blocks: Sequence[nn.Module], added: Callable[[int, int, Tensor], Tensor]) -> Iterator[None]:
+    """While it lasts, add to both branches of some blocks what a function makes of what goes into them.
+
+    Args:
+        blocks: the blocks.
+        added: is given a block's number, 0 for its attention or 1 for its MLP, and what goes into that, (B, N, D);
+            gives what is to be added to what comes out, (B, N, D). It is called before the branch runs.
+
+    Raises:
+        ValueError: a block whose branches are not known.
+    """
+    sites = [branch_sites(block) for block in blocks]
+    with ExitStack() as hooks:
+        for number, (block, pair) in enumerate(zip(blocks, sites, strict=True)):
+            for which, site in enumerate(pair):
+                waiting: list[Tensor] = []
+                entry = partial(_enter, waiting, partial(added, number, which))
+                hooks.callback(
+                    block.get_submodule(site.entry).register_forward_pre_hook(entry, with_kwargs=True).remove
+                )
+                hooks.callback(block.get_submodule(site.exit).register_forward_hook(partial(_leave, waiting)).remove)
+        yield
+
+
+def _enter(waiting: list[Tensor], added: Callable[[Tensor], Tensor], module: nn.Module, args: Any, kwargs: Any) -> None:
+    """Keep what is to be added to the branch that is about to run; maps (B, H, W, D) are tokens in rows."""
+    x = args[0] if args else kwargs["hidden_states"]
+    waiting.append(added(x.flatten(1, -2)))
+
+
+def _leave(waiting: list[Tensor], module: nn.Module, args: Any, output: Any) -> Any:
+    """Add it."""
+    if isinstance(output, tuple):
+        return (output[0] + waiting.pop().reshape(output[0].shape), *output[1:])
+    return output + waiting.pop().reshape(output.shape)
