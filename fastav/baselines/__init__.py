@@ -7,6 +7,7 @@ from fastav.baselines.bottleneck import Bottleneck
 from fastav.baselines.dgsct import DGSCTAdapter
 from fastav.baselines.latent import LatentAttention, LavishAdapter
 from fastav.baselines.live import LiveBackbone
+from fastav.baselines.lockstep import in_step
 from fastav.baselines.sites import inserted
 
-__all__ = ["Bottleneck", "DGSCTAdapter", "LatentAttention", "LavishAdapter", "LiveBackbone", "inserted"]
+__all__ = ["Bottleneck", "DGSCTAdapter", "LatentAttention", "LavishAdapter", "LiveBackbone", "in_step", "inserted"]
