@@ -149,15 +149,15 @@ def test_lstm_refuses_weights_of_other_words(lstm):
         other.load_state_dict(lstm.state_dict())
 
 
-@pytest.fixture
-def bert(tmp_path):
+@pytest.fixture(params=[8])
+def bert(tmp_path, request):
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "?"]
     words = [*special, "is", "the", "violin", "louder", "than", "piano", "how", "many"]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(words),
-        hidden_size=8,
+        hidden_size=request.param,
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=16,
@@ -197,6 +197,7 @@ def test_frozen_text_reads_each_text_once(bert, monkeypatch):
     assert len(read) == 2 + 1 + 2 + 2
 
 
+@pytest.mark.parametrize("bert", [64], indirect=True)  # narrower ones' sums have one order, padded or not
 def test_frozen_text_is_the_same_whatever_it_is_first_read_with(bert):
     """Else a resumed run, which remembers nothing, would go on otherwise than an unbroken one."""
     questions = ["How many?", "Is the violin louder than the piano?", "Is the violin louder?"]
