@@ -98,7 +98,7 @@ def count_left_out(clips: Sized, used: int) -> int:
 def say_clips(clips: Sized, used: int, of: str = "") -> str:
     """How many clips were used, and if any were left out how many, in words; ``of`` follows the first number."""
     left_out = count_left_out(clips, used)
-    return f"{used} clips{of}" + (f", {left_out} left out" if left_out else "")
+    return f"{used} clip{'' if used == 1 else 's'}{of}" + (f", {left_out} left out" if left_out else "")
 
 
 def say_none(split: str, check: str, purpose: str) -> str:

@@ -66,7 +66,7 @@ def test_a_process_that_leaves_out_all_its_clips_does_not_stop_the_others(ave_ro
     training = ["--optimizer.epochs=1", "--trainer.accelerator=cpu", "--trainer.devices=2"]
     data = [f"--data.root={root}", "--data.num_workers=0", "--data.on_error=skip"]
     shown = fastav("train", "--task=localization", f"--output={run}", *backbone_flags, *data, *sizes, *training)
-    assert "1 clips of train, 1 left out; 1 clips of val\n" in shown
+    assert "1 clip of train, 1 left out; 1 clip of val\n" in shown
     with (run / "logs" / "metrics.csv").open() as file:
         losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
     assert len(losses) == 1
