@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 from fastav import backbones, baselines, data, ops, reference, tasks
-from fastav.adapters import AdapterOutput, MettleAdapter, MettleConfig, MoLTAdapter, MoLTConfig, create_adapter
+from fastav.adapters import MettleAdapter, MettleConfig, MoLTAdapter, MoLTConfig, create_adapter
 from fastav.backbones import FrozenBackbone, TapStore
 from fastav.ops import backends, set_backend
+from fastav.output import AdapterOutput
 
 if TYPE_CHECKING:
     from fastav import metrics as metrics

@@ -15,36 +15,15 @@ from fastav.adapters.distillation import LayerCentricDistillation, PoolingWeight
 from fastav.adapters.groups import parameter_groups
 from fastav.adapters.injection import Injection
 from fastav.adapters.storage import load_tensors, save_tensors
-from fastav.adapters.taps import check_taps, choose_taps, cut_spans, patch_map
+from fastav.adapters.taps import check_taps, choose_taps
 from fastav.backbones import FrozenBackbone
+from fastav.backbones.layout import check_audio_layout, cut_spans, flat_inputs, patch_map
 from fastav.backbones.streams import SideStreams
+from fastav.output import AdapterOutput
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 
 AdapterT = TypeVar("AdapterT", bound="Adapter")
-
-
-class AdapterOutput(NamedTuple):
-    """What an adapter gives for a batch of B clips of T segments.
-
-    Attributes:
-        visual: (B, T, K, W), each segment's visual tokens, all layers fused.
-        audio: (B, T, K, W), each segment's audio tokens, all layers fused.
-        aux_loss: scalar, to be added to the task's loss; zero where the method has no term of its own.
-        features: with injection, the visual feature maps that learned tokens were injected into, in network order,
-            finest first: (B, T, h, w, D) each; none otherwise.
-        router: MoLT's (B, T, L, 2): how much each layer takes of its uni-modal and of its cross-modal tokens; visual
-            layers first. None for other methods.
-        fusion: MoLT's (B, T, K, L_visual) and (B, T, K, L_audio): how much each layer gives to each token. None for
-            other methods.
-    """
-
-    visual: Tensor
-    audio: Tensor
-    aux_loss: Tensor
-    features: tuple[Tensor, ...] = ()
-    router: Tensor | None = None
-    fusion: tuple[Tensor, Tensor] | None = None
 
 
 class Fused(NamedTuple):
@@ -103,11 +82,7 @@ class Adapter(nn.Module):
         self.visual, seen, self.injected = choose_taps(visual, config, "visual")
         self.audio, heard, _ = choose_taps(audio, config, "audio")
         self.distilled = {"visual": seen, "audio": heard}
-        if config.audio_layout == "clip" and self.audio.tokens_in_time_order is False:
-            raise ValueError(
-                f"{type(self).__name__}: audio_layout='clip' cuts the audio tokens into spans of time, but those of "
-                f"{type(self.audio.module).__name__} are not in order of time; use audio_layout='segment'"
-            )
+        check_audio_layout(config.audio_layout, self.audio, by=type(self).__name__)
         self.num_visual = len(seen)
         self.distilled_widths = [self.visual.widths[i] for i in seen] + [self.audio.widths[i] for i in heard]
         self.groups = parameter_groups(config.share, (self.visual, seen), (self.audio, heard))
@@ -131,21 +106,7 @@ class Adapter(nn.Module):
             TypeError: an input that is not a tensor.
             ValueError: inputs whose clips or segments do not match.
         """
-        for name, value in (("visual_input", visual_input), ("audio_input", audio_input)):
-            if not isinstance(value, Tensor):
-                raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-        if visual_input.ndim != 5 or 0 in visual_input.shape:
-            raise ValueError(
-                f"visual_input has shape {tuple(visual_input.shape)}, wanted (B, T, 3, H, W), none of them 0"
-            )
-        clips, segments = visual_input.shape[:2]
-        leading = (clips, segments) if self.config.audio_layout == "segment" else (clips,)
-        if tuple(audio_input.shape[: len(leading)]) != leading:
-            raise ValueError(
-                f"audio_input has shape {tuple(audio_input.shape)}, wanted {leading} first, as visual_input and "
-                f"audio_layout={self.config.audio_layout!r} have it"
-            )
-        inputs = {"visual": visual_input.flatten(0, 1), "audio": audio_input.flatten(0, len(leading) - 1)}
+        inputs, segments = flat_inputs(visual_input, audio_input, self.config.audio_layout)
         if self.config.schedule == "streamed" and not self.distillation.measuring:
             return self._forward_streamed(inputs, segments)
         with SideStreams(None if self.config.schedule == "serial" else visual_input.device) as side:

@@ -1,8 +1,8 @@
-"""Which blocks of a backbone an adapter taps, what it does with each, and how taps are checked, cut and laid out."""
+"""Which blocks of a backbone an adapter taps, what it does with each, and how taps are checked."""
 
 from collections.abc import Sequence
 from itertools import pairwise
-from math import ceil, isqrt
+from math import ceil
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -94,25 +94,3 @@ def check_taps(name: str, taps: Sequence[Tensor], backbone: FrozenBackbone) -> N
             )
         if tap.device != backbone.device:
             raise ValueError(f"{name}[{i}] is on {tap.device}, the adapter's backbone on {backbone.device}")
-
-
-def cut_spans(tap: Tensor, segments: int, i: int) -> Tensor:
-    """(B, T * n, D) -> (B * T, n, D), a view of a tap that is contiguous."""
-    if tap.shape[1] % segments:
-        raise ValueError(
-            f"audio_taps[{i}] has {tap.shape[1]} tokens a clip, which do not divide into {segments} equal spans of "
-            f"time; change the clip's length, or use audio_layout='segment'"
-        )
-    return tap.unflatten(1, (segments, -1)).flatten(0, 1)
-
-
-def patch_map(tap: Tensor, backbone: FrozenBackbone, i: int) -> Tensor:
-    """(B, prefix + h * w, D) -> (B, h, w, D), a view of the patches' tokens; maps are square."""
-    patches = tap[:, backbone.prefix_tokens :]
-    side = isqrt(patches.shape[1])
-    if side * side != patches.shape[1] or side == 0:
-        raise ValueError(
-            f"visual_taps[{i}] has {patches.shape[1]} tokens beside {backbone.prefix_tokens} of no place, which are no "
-            f"square map; injection wants square frames and blocks that put out patches"
-        )
-    return patches.unflatten(1, (side, side))

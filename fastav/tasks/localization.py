@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastav.adapters import AdapterOutput
+from fastav.output import AdapterOutput
 from fastav.tasks.evidence import ClassEvidence, check_tokens, pool_evidence, target
 from fastav.tasks.task import Batch, Task
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastav.adapters import AdapterOutput
+from fastav.output import AdapterOutput
 from fastav.tasks.evidence import check_tokens, target
 from fastav.tasks.questions import EncodedQuestions, FrozenTextEncoder, QuestionLSTM
 from fastav.tasks.swap import swap_unasked

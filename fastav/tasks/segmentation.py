@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastav.adapters import AdapterOutput
+from fastav.output import AdapterOutput
 from fastav.tasks.evidence import target
 from fastav.tasks.segmentation_head import SegmentationHead
 from fastav.tasks.task import Batch, Task

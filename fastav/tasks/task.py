@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from fastav.adapters import AdapterOutput
+from fastav.output import AdapterOutput
 
 #: One batch as a reader's clips collate: tensors with B first, and lists of B strings.
 Batch = Mapping[str, Any]

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastav.adapters import Adapter, AdapterOutput
+from fastav.adapters import Adapter
+from fastav.output import AdapterOutput
 from fastav.tasks.task import Batch, Task
 from fastav.training.clips import Clips, say_none
 from fastav.training.config import OptimizerConfig
