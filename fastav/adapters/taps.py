@@ -1,8 +1,6 @@
 """Which blocks of a backbone an adapter taps, what it does with each, and how taps are checked."""
 
 from collections.abc import Sequence
-from itertools import pairwise
-from math import ceil
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -10,6 +8,7 @@ from torch import Tensor, nn
 from fastav.adapters.config import AdapterConfig, Layers
 from fastav.backbones import FrozenBackbone
 from fastav.backbones.blocks import find_blocks, select_taps
+from fastav.backbones.layout import stage_ends
 from fastav.backbones.whisper import whisper_encoder
 
 
@@ -57,16 +56,6 @@ def choose_taps(module: nn.Module | FrozenBackbone, config: AdapterConfig, modal
         backbone = FrozenBackbone(inner, [*distilled, *injected])
     number = backbone.tap_names.index
     return Tapped(backbone, tuple(map(number, distilled)), tuple(map(number, injected)))
-
-
-def stage_ends(backbone: FrozenBackbone) -> tuple[str, ...]:
-    """Names of the last tap of each stage; of a single stage, of each quarter."""
-    count = len(backbone.stages)
-    ends = [last for last, (one, next_one) in enumerate(pairwise(backbone.stages)) if one != next_one] + [count - 1]
-    if len(ends) == 1:
-        parts = min(4, count)
-        ends = [ceil(count * (part + 1) / parts) - 1 for part in range(parts)]
-    return tuple(backbone.tap_names[end] for end in ends)
 
 
 def _among(backbone: FrozenBackbone, field: str, wanted: Layers, modality: str) -> tuple[str, ...]:

@@ -42,6 +42,7 @@ class FrozenBackbone(nn.Module):
         module: the backbone.
         tap_names: the tapped blocks' names inside ``module``.
         widths: D of each tap.
+        tokens: N of each tap of the trial run; longer inputs may have more.
         stages: number of the stage of each tap, a run of consecutive taps alike in N and D.
         portions: the taps' numbers in ranges that are handed out at a time, see :meth:`forward`: those of a stage, or
             where there is one stage, a quarter of all.
@@ -90,6 +91,7 @@ class FrozenBackbone(nn.Module):
             for name, output in outputs.items()
         )
         sizes = [as_tokens(*pair).shape[1:] for pair in zip(outputs.values(), self._layouts, strict=True)]
+        self.tokens = tuple(count for count, _ in sizes)
         self.widths = tuple(width for _, width in sizes)
         runs = enumerate(run for _, run in groupby(sizes))
         self.stages = tuple(stage for stage, run in runs for _ in run)

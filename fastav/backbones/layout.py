@@ -1,8 +1,9 @@
-"""How clips of segments are laid out: as a backbone's batch, and back again from its taps."""
+"""How clips of segments are laid out: as a backbone's batch, and back again from its taps, as maps and by stage."""
 
 from __future__ import annotations
 
-from math import isqrt
+from itertools import pairwise
+from math import ceil, isqrt
 
 from torch import Tensor
 
@@ -82,3 +83,13 @@ def patch_map(tap: Tensor, backbone: FrozenBackbone, i: int) -> Tensor:
             f"square map; injection wants square frames and blocks that put out patches"
         )
     return patches.unflatten(1, (side, side))
+
+
+def stage_ends(backbone: FrozenBackbone) -> tuple[str, ...]:
+    """Names of the last tap of each stage; of a single stage, of each quarter."""
+    count = len(backbone.stages)
+    ends = [last for last, (one, next_one) in enumerate(pairwise(backbone.stages)) if one != next_one] + [count - 1]
+    if len(ends) == 1:
+        parts = min(4, count)
+        ends = [ceil(count * (part + 1) / parts) - 1 for part in range(parts)]
+    return tuple(backbone.tap_names[end] for end in ends)

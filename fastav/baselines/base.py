@@ -1,0 +1,172 @@
+"""What every peer is: two backbones, what it puts beside or into them, and one way to read them out."""
+
+from __future__ import annotations
+
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastav.backbones import FrozenBackbone
+from fastav.backbones.blocks import example_for
+from fastav.backbones.layout import check_audio_layout, cut_spans, flat_inputs, patch_map, stage_ends
+from fastav.backbones.whisper import whisper_encoder
+from fastav.baselines.live import LiveBackbone
+from fastav.output import AdapterOutput
+
+
+class ReadOut(nn.Module):
+    """One token a segment: the last block's tokens normalised, averaged, and brought to the common width.
+
+    Args:
+        width: D of the last block.
+        out: W.
+    """
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.norm, self.to_width = nn.LayerNorm(width), nn.Linear(width, out)
+
+    def forward(self, tokens: Tensor, places: Tensor | None = None) -> Tensor:
+        """(B, N, D), and how much each token counts (B, 1, N) or None for all alike -> (B, 1, W)."""
+        tokens = self.norm(tokens.to(self.norm.weight.dtype))
+        return self.to_width(tokens.mean(1, keepdim=True) if places is None else places.to(tokens.dtype) @ tokens)
+
+
+class Seen(NamedTuple):
+    """What a method makes of B clips of T segments with its backbones.
+
+    Attributes:
+        visual: the visual backbone's taps, (B * T, N, D) each.
+        audio: the last audio tokens, (B * T, M, E), or (B, T * M, E) for whole clips.
+        places: how much each of the last tokens counts, (B * T, 1, N) and (B * T, 1, M), or None for all alike.
+    """
+
+    visual: list[Tensor]
+    audio: Tensor
+    places: tuple[Tensor, Tensor] | None = None
+
+
+class Baseline(nn.Module):
+    """A peer's method over two backbones, called as an adapter is: the same inputs, the same output.
+
+    Its output holds K = 1 token a segment and modality, so that the tasks' heads read it as they read an adapter's.
+    The backbones' own weights stay frozen but where a method trains them; what is put beside or into them has their
+    dtype, the output is float32. They stay in eval mode, all of them: the
+    peers' own code trains with drop path and moving batch statistics instead.
+
+    Args:
+        visual: the visual backbone, bare or a :class:`FrozenBackbone`.
+        audio: the audio backbone, likewise.
+        width: W of the output.
+        audio_layout: ``"segment"`` or ``"clip"``, see :class:`fastav.MettleConfig`.
+        dense: whether the output's ``features`` are wanted: the maps of the last visual block of each stage, or of each
+            quarter of a backbone with a single one.
+
+    Attributes:
+        visual: the visual backbone as it runs.
+        audio: the audio backbone as it runs, if it does.
+        through: whether gradients run through the backbones.
+
+    Raises:
+        ValueError: an audio layout that the audio backbone does not allow, or backbones of two dtypes.
+    """
+
+    name: ClassVar[str]
+    through: ClassVar[bool] = True
+    visual: FrozenBackbone
+    audio: FrozenBackbone
+
+    def __init__(
+        self,
+        visual: nn.Module | FrozenBackbone,
+        audio: nn.Module | FrozenBackbone,
+        *,
+        width: int = 128,
+        audio_layout: str = "segment",
+        dense: bool = False,
+    ) -> None:
+        super().__init__()
+        self.audio_layout, self.dense = audio_layout, dense
+        whole = {"visual": FrozenBackbone(bare(visual)), "audio": FrozenBackbone(bare(audio))}
+        check_audio_layout(audio_layout, whole["audio"], by=type(self).__name__)
+        self.stages = stage_ends(whole["visual"]) if dense else ()
+        if whole["visual"].dtype != whole["audio"].dtype:
+            raise ValueError(
+                f"{type(self).__name__}: the visual backbone is of {whole['visual'].dtype}, the audio backbone of "
+                f"{whole['audio'].dtype}; bring one to the other's dtype, what stands in both must have one"
+            )
+        self._build(whole["visual"], whole["audio"])
+        self.to(whole["visual"].dtype)
+        self.read_visual, self.read_audio = (ReadOut(found, width) for found in self._read_widths())
+
+    def _build(self, visual: FrozenBackbone, audio: FrozenBackbone) -> None:
+        """Make ``visual`` and ``audio``, and what the method adds; given both backbones with all blocks tapped."""
+        kind = LiveBackbone if self.through else FrozenBackbone
+        self.visual = kind(visual.module, self._visual_taps(visual))
+        self.audio = kind(audio.module, audio.tap_names[-1:])
+
+    def _visual_taps(self, visual: FrozenBackbone) -> list[str]:
+        """The last block, and what ``features`` are made of."""
+        return [*self.stages, visual.tap_names[-1]]
+
+    def _read_widths(self) -> tuple[int, int]:
+        return self.visual.widths[-1], self.audio.widths[-1]
+
+    def forward(self, visual_input: Tensor, audio_input: Tensor) -> AdapterOutput:
+        """Run the backbones with all that belongs to the method.
+
+        Args:
+            visual_input: (B, T, 3, H, W).
+            audio_input: (B, T, ...) for ``audio_layout="segment"``, (B, ...) for ``"clip"``.
+
+        Returns:
+            An :class:`AdapterOutput` with visual and audio tokens (B, T, 1, W).
+
+        Raises:
+            TypeError: an input that is not a tensor.
+            ValueError: inputs whose clips or segments do not match.
+        """
+        inputs, segments = flat_inputs(visual_input, audio_input, self.audio_layout)
+        seen = self._run(inputs["visual"], inputs["audio"], segments)
+        heard = self._cut(seen.audio, segments)
+        seen_places, heard_places = seen.places or (None, None)
+        visual = self.read_visual(seen.visual[-1], seen_places)
+        audio = self.read_audio(heard, heard_places)
+        number = self.visual.tap_names.index
+        maps = [patch_map(seen.visual[number(name)], self.visual, number(name)) for name in self.stages]
+        return AdapterOutput(
+            visual.unflatten(0, (-1, segments)),
+            audio.unflatten(0, (-1, segments)),
+            visual.new_zeros(()),
+            tuple(found.unflatten(0, (-1, segments)) for found in maps),
+        )
+
+    def _run(self, visual: Tensor, audio: Tensor, segments: int) -> Seen:
+        """Run both backbones on what they take."""
+        return Seen(self.visual(visual), self.audio(audio)[-1])
+
+    def _cut(self, tokens: Tensor, segments: int) -> Tensor:
+        """Audio tokens with one row a segment, whatever the layout."""
+        return tokens if self.audio_layout == "segment" else cut_spans(tokens, segments, -1)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay should leave alone."""
+        return {name for name, _ in self.named_parameters() if name.endswith(("attention.tokens", "gate"))}
+
+
+def bare(module: nn.Module | FrozenBackbone) -> nn.Module:
+    """The backbone itself, of a whole Whisper model the encoder."""
+    if isinstance(module, FrozenBackbone):
+        return module.module
+    return whisper_encoder(module) or module
+
+
+def blocks_of(backbone: FrozenBackbone) -> list[nn.Module]:
+    """The tapped blocks."""
+    return [backbone.module.get_submodule(name) for name in backbone.tap_names]
+
+
+def trial_input(backbone: FrozenBackbone) -> Tensor:
+    """One item of zeros that the backbone takes, that asks for a gradient."""
+    return torch.zeros_like(example_for(backbone.module), device=backbone.device, dtype=backbone.dtype).requires_grad_()

@@ -1,0 +1,124 @@
+"""Ladder side tuning: a narrow transformer beside the backbone, which reads every block."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from math import isqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
+
+from fastav.backbones import FrozenBackbone
+from fastav.baselines.base import Baseline, Seen
+
+#: T of LST: a gate is sigmoid(w / T).
+TEMPERATURE = 0.1
+
+
+class Ladder(nn.Module):
+    """The side network of one backbone: a narrow transformer layer for each of its blocks.
+
+    ``h_i = layer_i(g_i h_{i-1} + (1 - g_i) D_i x_i)`` with the backbone's tokens ``x_i``, a linear map ``D_i`` down and
+    a gate ``g_i = sigmoid(w_i / T)``. Between stages h is averaged to as many places as there are and brought to the
+    next stage's width. As many tokens as the backbone's: that is what a ladder costs.
+
+    Args:
+        widths: D of each block.
+        tokens: N of each block.
+        prefix: how many tokens stand before those of the patches.
+        ratio: D over the side network's width.
+
+    Raises:
+        ValueError: a ratio that does not divide a width, or patches of no square map between stages.
+    """
+
+    def __init__(self, widths: tuple[int, ...], tokens: tuple[int, ...], prefix: int, ratio: int) -> None:
+        super().__init__()
+        if any(width % ratio for width in widths):
+            raise ValueError(f"ratio={ratio} must divide the widths {sorted(set(widths))}")
+        counts = [count for count, _ in groupby(tokens)]
+        if len(counts) > 1 and (prefix or any(isqrt(count) ** 2 != count for count in counts)):
+            raise ValueError(f"a ladder over stages of {counts} tokens wants square maps of patches")
+        narrow = [width // ratio for width in widths]
+        self.down = nn.ModuleList(nn.Linear(*sizes) for sizes in zip(widths, narrow, strict=True))
+        self.across = nn.ModuleList(
+            nn.Linear(one, other) if one != other else nn.Identity()
+            for one, other in zip([narrow[0], *narrow], narrow, strict=False)
+        )
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, _heads(width), 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            )
+            for width in narrow
+        )
+        self.gate = nn.Parameter(torch.zeros(len(widths)))
+        self.width = narrow[-1]
+
+    def forward(self, taps: list[Tensor]) -> Tensor:
+        """All blocks' tokens, (B, N_l, D_l) each -> the side network's last, (B, N, D / r)."""
+        h: Tensor | None = None
+        for tap, down, across, layer, gate in zip(
+            taps, self.down, self.across, self.layers, (self.gate / TEMPERATURE).sigmoid(), strict=True
+        ):
+            x = down(tap)
+            h = layer(x if h is None else gate * across(_resized(h, x.shape[1])) + (1 - gate) * x)
+        assert h is not None
+        return h
+
+
+class LadderSideTuning(Baseline):
+    """Ladder side tuning (Sung et al., NeurIPS 2022): a :class:`Ladder` beside each of the frozen backbones.
+
+    No gradient enters the backbones. Its layers start at random, not from a pruned backbone as the authors' do.
+
+    Args:
+        visual: see :class:`Baseline`.
+        audio: likewise.
+        ratio: D over the side networks' widths.
+        options: see :class:`Baseline`; of ``features`` the backbone's own maps are given.
+
+    Raises:
+        ValueError: see :class:`Ladder`.
+    """
+
+    name = "ladder"
+    through = False
+
+    def __init__(
+        self,
+        visual: nn.Module | FrozenBackbone,
+        audio: nn.Module | FrozenBackbone,
+        *,
+        ratio: int = 8,
+        **options: Any,
+    ) -> None:
+        self.ratio = ratio
+        super().__init__(visual, audio, **options)
+
+    def _build(self, visual: FrozenBackbone, audio: FrozenBackbone) -> None:
+        self.visual, self.audio = visual, audio
+        self.beside_visual, self.beside_audio = (
+            Ladder(side.widths, side.tokens, side.prefix_tokens, self.ratio) for side in (visual, audio)
+        )
+
+    def _read_widths(self) -> tuple[int, int]:
+        return self.beside_visual.width, self.beside_audio.width
+
+    def _run(self, visual: Tensor, audio: Tensor, segments: int) -> Seen:
+        taps = self.visual(visual)
+        return Seen([*taps, self.beside_visual(taps)], self.beside_audio(self.audio(audio)))
+
+
+def _heads(width: int) -> int:
+    """Heads of about 32 channels."""
+    return next(heads for heads in range(max(1, width // 32), 0, -1) if width % heads == 0)
+
+
+def _resized(tokens: Tensor, count: int) -> Tensor:
+    """(B, N, D) of a square map -> (B, count, D) of a smaller one."""
+    if tokens.shape[1] == count:
+        return tokens
+    maps = tokens.transpose(1, 2).unflatten(2, (isqrt(tokens.shape[1]), -1))
+    return adaptive_avg_pool2d(maps, isqrt(count)).flatten(2).transpose(1, 2)

@@ -1,0 +1,126 @@
+"""LAVISH: one backbone for both modalities, with adapters in every block between what it sees and what it hears."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from fastav.backbones import FrozenBackbone
+from fastav.backbones.blocks import example_for
+from fastav.baselines.base import Baseline, Seen, blocks_of
+from fastav.baselines.latent import LavishAdapter
+from fastav.baselines.live import LiveBackbone
+from fastav.baselines.sites import inserted
+
+
+class Pictures(nn.Module):
+    """Spectrograms as what a visual backbone takes: standardised, one channel three times, stretched to its size.
+
+    Args:
+        time_axis: of a spectrogram, -1 or -2.
+    """
+
+    def __init__(self, time_axis: int) -> None:
+        super().__init__()
+        self.time_axis = time_axis
+        self.norm = nn.BatchNorm2d(1, affine=False)
+
+    def forward(self, sound: Tensor, segments: int, size: torch.Size) -> Tensor:
+        """Spectrograms (B, ..., a, b) of ``segments`` segments each -> (B * segments, 3, *size).
+
+        Raises:
+            ValueError: spectrograms that do not divide into so many spans of time.
+        """
+        assert self.norm.running_mean is not None
+        sound = sound.reshape(len(sound), *sound.shape[-2:]).to(self.norm.running_mean.dtype)
+        if sound.shape[self.time_axis] % segments:
+            raise ValueError(
+                f"audio_input has {sound.shape[self.time_axis]} frames a clip, which do not divide into {segments} "
+                f"equal spans of time; change the clip's length, or use audio_layout='segment'"
+            )
+        spans = torch.stack(sound.chunk(segments, self.time_axis), 1).flatten(0, 1)
+        return interpolate(self.norm(spans[:, None]), size, mode="bilinear", antialias=True).expand(-1, 3, -1, -1)
+
+
+class Lavish(Baseline):
+    """LAVISH (Lin et al., CVPR 2023): the visual backbone sees the frames and, as pictures, the spectrograms.
+
+    In each block four :class:`LavishAdapter`, one a modality beside the attention and one beside the MLP, are given
+    both modalities' tokens as they come in. The two modalities go through the blocks as one batch.
+
+    Args:
+        visual: see :class:`Baseline`.
+        audio: the backbone that the sound was prepared for. It does not run: it tells which axis of a spectrogram is
+            time.
+        num_tokens: K; see :class:`LatentAttention`.
+        ratio: see :class:`Bottleneck`, as for the next two.
+        groups: of its maps.
+        batch_norm: whether it has them.
+        options: see :class:`Baseline`.
+
+    Raises:
+        ValueError: sound that is no spectrogram, a block whose branches are not known, or a ratio or groups that do not
+            divide its width.
+    """
+
+    name = "lavish"
+
+    def __init__(
+        self,
+        visual: nn.Module | FrozenBackbone,
+        audio: nn.Module | FrozenBackbone,
+        *,
+        num_tokens: int = 2,
+        ratio: int = 8,
+        groups: int = 2,
+        batch_norm: bool = True,
+        **options: Any,
+    ) -> None:
+        self.settings: dict[str, Any] = {
+            "num_tokens": num_tokens,
+            "ratio": ratio,
+            "groups": groups,
+            "batch_norm": batch_norm,
+        }
+        super().__init__(visual, audio, **options)
+
+    def _build(self, visual: FrozenBackbone, audio: FrozenBackbone) -> None:
+        if example_for(audio.module).ndim < 3:
+            raise ValueError(
+                f"Lavish hears spectrograms, but {type(audio.module).__name__} takes raw sound: choose an audio "
+                f"backbone whose front end makes spectrograms, such as HTS-AT, AST or Whisper"
+            )
+        self.visual = LiveBackbone(visual.module, self._visual_taps(visual))
+        self.pictures = Pictures(time_axis=-1 if audio.tokens_in_time_order else -2)
+        self._blocks = blocks_of(visual)
+        self.beside = nn.ModuleList(
+            nn.ModuleList(
+                nn.ModuleDict({modality: LavishAdapter(width, **self.settings) for modality in ("visual", "audio")})
+                for _ in ("attention", "mlp")
+            )
+            for width in visual.widths
+        )
+
+    def _read_widths(self) -> tuple[int, int]:
+        return self.visual.widths[-1], self.visual.widths[-1]
+
+    def _run(self, visual: Tensor, audio: Tensor, segments: int) -> Seen:
+        spans = segments if self.audio_layout == "clip" else 1
+        pictures = self.pictures(audio, spans, visual.shape[-2:])
+        both = torch.cat([visual.to(pictures.dtype), pictures])
+
+        def added(number: int, which: int, tokens: Tensor) -> Tensor:
+            seen, heard = tokens.chunk(2)
+            beside: Any = self.beside[number]
+            return torch.cat([beside[which]["visual"](seen, heard), beside[which]["audio"](heard, seen)])
+
+        with inserted(self._blocks, added):
+            taps = self.visual(both)
+        return Seen([tap[: len(visual)] for tap in taps], taps[-1][len(visual) :])
+
+    def _cut(self, tokens: Tensor, segments: int) -> Tensor:
+        """As they are: the spectrograms were cut."""
+        return tokens

@@ -1,0 +1,83 @@
+"""LoRA, by peft: low-rank changes of the backbones' own matrices."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastav.backbones import FrozenBackbone
+from fastav.baselines.base import Baseline, trial_input
+from fastav.baselines.live import LiveBackbone
+from fastav.optional import load_optional
+
+
+class Lora(Baseline):
+    """LoRA (Hu et al., ICLR 2022) on every linear map of every block that tokens go through, by the peft library.
+
+    Maps whose weight a block takes without calling them are left out, as peft cannot change what they do: Swin V2's
+    projections to queries, keys and values in timm are such. The backbones are copied, so that what was given stays as
+    it is.
+
+    Args:
+        visual: see :class:`Baseline`.
+        audio: likewise.
+        rank: r of each change.
+        alpha: changes are scaled by alpha / r.
+        options: see :class:`Baseline`.
+
+    Raises:
+        ImportError: peft is missing.
+    """
+
+    name = "lora"
+
+    def __init__(
+        self,
+        visual: nn.Module | FrozenBackbone,
+        audio: nn.Module | FrozenBackbone,
+        *,
+        rank: int = 8,
+        alpha: float = 16.0,
+        **options: Any,
+    ) -> None:
+        self.rank, self.alpha = rank, alpha
+        super().__init__(visual, audio, **options)
+
+    def _build(self, visual: FrozenBackbone, audio: FrozenBackbone) -> None:
+        self.changes = nn.ModuleList()  # the backbones' tensors are not in a state, these are
+        self.visual = self._changed(visual, self._visual_taps(visual))
+        self.audio = self._changed(audio, list(audio.tap_names[-1:]))
+
+    def _changed(self, backbone: FrozenBackbone, taps: list[str]) -> LiveBackbone:
+        peft = load_optional("peft", by="LoRA's changes of backbones", extra="baselines")
+        live = LiveBackbone(copy.deepcopy(backbone.module), taps)
+        config = peft.LoraConfig(
+            r=self.rank, lora_alpha=self.alpha, target_modules=linear_maps(live, backbone.tap_names)
+        )
+        peft.inject_adapter_in_model(config, live.module)
+        for name, module in live.module.named_modules():
+            if name.endswith(("lora_A", "lora_B")):
+                self.changes.append(module.requires_grad_(True))
+        return live
+
+
+def linear_maps(backbone: LiveBackbone, blocks: tuple[str, ...]) -> list[str]:
+    """Names of the linear maps in some blocks that are called with what depends on the backbone's input."""
+    found = []
+    hooks = []
+
+    def note(name: str, args: tuple[Tensor, ...]) -> None:
+        if args[0].requires_grad:  # tables of position biases are made by linear maps too
+            found.append(name)
+
+    for name, module in backbone.module.named_modules():
+        if isinstance(module, nn.Linear) and name.startswith(tuple(f"{block}." for block in blocks)):
+            hooks.append(module.register_forward_pre_hook(lambda _, args, name=name: note(name, args)))
+    with torch.enable_grad():
+        backbone(trial_input(backbone))
+    for hook in hooks:
+        hook.remove()
+    return found

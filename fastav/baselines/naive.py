@@ -1,0 +1,71 @@
+"""The naive adapters: a bottleneck beside every attention and every MLP, each modality for itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastav.backbones import FrozenBackbone
+from fastav.baselines.base import Baseline, Seen, blocks_of
+from fastav.baselines.bottleneck import Bottleneck
+from fastav.baselines.sites import inserted
+
+
+class Naive(Baseline):
+    """A :class:`Bottleneck` beside the attention and beside the MLP of every block of both backbones.
+
+    Args:
+        visual: see :class:`Baseline`.
+        audio: likewise.
+        ratio: see :class:`Bottleneck`, as for the next three.
+        groups: of its maps.
+        batch_norm: whether it has them.
+        activate: whether there is a ReLU.
+        options: see :class:`Baseline`.
+
+    Raises:
+        ValueError: a block whose branches are not known, or a ratio or groups that do not divide its width.
+    """
+
+    name = "naive"
+
+    def __init__(
+        self,
+        visual: nn.Module | FrozenBackbone,
+        audio: nn.Module | FrozenBackbone,
+        *,
+        ratio: int = 8,
+        groups: int = 2,
+        batch_norm: bool = True,
+        activate: bool = True,
+        **options: Any,
+    ) -> None:
+        self.settings: dict[str, Any] = {
+            "ratio": ratio,
+            "groups": groups,
+            "batch_norm": batch_norm,
+            "activate": activate,
+        }
+        super().__init__(visual, audio, **options)
+
+    def _build(self, visual: FrozenBackbone, audio: FrozenBackbone) -> None:
+        super()._build(visual, audio)
+        self._blocks = {"visual": blocks_of(visual), "audio": blocks_of(audio)}
+        self.beside = nn.ModuleDict(
+            {
+                modality: nn.ModuleList(
+                    nn.ModuleList(Bottleneck(width, **self.settings) for _ in ("attention", "mlp"))
+                    for width in backbone.widths
+                )
+                for modality, backbone in (("visual", visual), ("audio", audio))
+            }
+        )
+
+    def _run(self, visual: Tensor, audio: Tensor, segments: int) -> Seen:
+        return Seen(self._taps("visual", visual), self._taps("audio", audio)[-1])
+
+    def _taps(self, modality: str, x: Tensor) -> list[Tensor]:
+        beside: Any = self.beside[modality]
+        with inserted(self._blocks[modality], lambda number, which, tokens: beside[number][which](tokens)):
+            return getattr(self, modality)(x)

@@ -1,0 +1,170 @@
+"""DG-SCT: two backbones that go side by side, with adapters between pairs of their blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import groupby
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastav.backbones import FrozenBackbone
+from fastav.baselines.base import Baseline, Seen, blocks_of
+from fastav.baselines.dgsct import DGSCTAdapter
+from fastav.baselines.lockstep import in_step
+from fastav.baselines.sites import inserted
+
+
+def pair_blocks(visual: Sequence[int], audio: Sequence[int]) -> list[tuple[int, int]]:
+    """Which block of one backbone goes with which of the other: evenly within each stage, the last with the last.
+
+    Args:
+        visual: the stage of each visual block.
+        audio: the stage of each audio block. Where the numbers of stages differ all blocks count as one.
+
+    Returns:
+        Pairs of block numbers in order, as many in each stage as the backbone with fewer blocks there has.
+    """
+    if len(set(visual)) != len(set(audio)):
+        visual, audio = [0] * len(visual), [0] * len(audio)
+    pairs: list[tuple[int, int]] = []
+    seen, heard = 0, 0  # blocks of earlier stages
+    for of_visual, of_audio in zip(_run_lengths(visual), _run_lengths(audio), strict=True):
+        fewer = min(of_visual, of_audio)
+        for i in range(1, fewer + 1):
+            pairs.append((seen + of_visual * i // fewer - 1, heard + of_audio * i // fewer - 1))
+        seen, heard = seen + of_visual, heard + of_audio
+    return pairs
+
+
+def _run_lengths(stages: Sequence[int]) -> list[int]:
+    return [len(list(run)) for _, run in groupby(stages)]
+
+
+class DGSCT(Baseline):
+    """DG-SCT (Duan et al., NeurIPS 2023): four :class:`DGSCTAdapter` for each pair of blocks of the two backbones.
+
+    The first two are given both modalities' tokens as they come into the pair, and stand beside the visual attention
+    and beside the whole audio block; the second two are given what came of that, and stand beside the visual MLP and
+    beside nothing, as the audio block has no second part for them. Where the last pair's adapters look is how much
+    each of the last tokens counts in the read-out.
+
+    Args:
+        visual: see :class:`Baseline`.
+        audio: likewise.
+        num_segments: T, for ``audio_layout="clip"``: how many spans a clip's tokens are cut into.
+        num_tokens: K; see :class:`DGSCTAdapter`, as for all that follow.
+        ratio: of its bottleneck.
+        groups: of its maps.
+        batch_norm: whether it has them.
+        alpha: how much channels are weighed.
+        beta: how much places are weighed.
+        options: see :class:`Baseline`.
+
+    Raises:
+        ValueError: a block whose branches are not known, a ratio or groups that do not divide its width, or tokens that
+            do not divide into ``num_segments``.
+        ImportError: greenlet is missing, which lets the backbones wait for each other.
+    """
+
+    name = "dg-sct"
+
+    def __init__(
+        self,
+        visual: nn.Module | FrozenBackbone,
+        audio: nn.Module | FrozenBackbone,
+        *,
+        num_segments: int | None = None,
+        num_tokens: int = 32,
+        ratio: int = 8,
+        groups: int = 2,
+        batch_norm: bool = True,
+        alpha: float = 0.3,
+        beta: float = 0.05,
+        **options: Any,
+    ) -> None:
+        self.num_segments = num_segments
+        self.settings: dict[str, Any] = {
+            "num_tokens": num_tokens,
+            "ratio": ratio,
+            "groups": groups,
+            "batch_norm": batch_norm,
+            "alpha": alpha,
+            "beta": beta,
+        }
+        super().__init__(visual, audio, **options)
+
+    def _build(self, visual: FrozenBackbone, audio: FrozenBackbone) -> None:
+        super()._build(visual, audio)
+        self.pairs = pair_blocks(visual.stages, audio.stages)
+        self._blocks = [[blocks_of(backbone)[of[i]] for of in self.pairs] for i, backbone in enumerate((visual, audio))]
+        spans = self._spans(audio.tokens)
+        self.beside = nn.ModuleList()
+        for i, j in self.pairs:
+            seen = visual.widths[i], visual.tokens[i]
+            heard = audio.widths[j], audio.tokens[j] // spans
+            for _ in ("first", "second"):
+                self.beside.append(
+                    nn.ModuleDict(
+                        {
+                            "visual": DGSCTAdapter(*seen, *heard, **self.settings),
+                            "audio": DGSCTAdapter(*heard, *seen, **self.settings),
+                        }
+                    )
+                )
+
+    def _spans(self, tokens: Sequence[int]) -> int:
+        if self.audio_layout == "segment":
+            return 1
+        if not self.num_segments or any(count % self.num_segments for count in tokens):
+            raise ValueError(
+                f"DGSCT: num_segments is {self.num_segments!r}, wanted the number of segments of a clip, which divides "
+                f"its {tokens[-1]} audio tokens: the adapters mix all tokens of a segment"
+            )
+        return self.num_segments
+
+    def _run(self, visual: Tensor, audio: Tensor, segments: int) -> Seen:
+        if self.audio_layout == "clip" and segments != self.num_segments:
+            raise ValueError(f"visual_input has {segments} segments a clip, num_segments is {self.num_segments}")
+        stations: Iterator[Any] = iter(self.beside)
+        places: list[Tensor] = []
+
+        def exchange(brought: Sequence[Tensor]) -> list[Tensor]:
+            seen, heard = brought[0], self._cut(brought[1], segments)
+            beside = next(stations)
+            more_seen, places_seen = beside["visual"](seen, heard)
+            more_heard, places_heard = beside["audio"](heard, seen)
+            places[:] = places_seen, places_heard
+            return [more_seen, more_heard.reshape(brought[1].shape)]
+
+        def see(meet: Callable[[Tensor], Tensor]) -> list[Tensor]:
+            with inserted(self._blocks[0], lambda number, which, tokens: meet(tokens)):
+                return self.visual(visual)
+
+        def hear(meet: Callable[[Tensor], Tensor]) -> list[Tensor]:
+            with _around(self._blocks[1], meet):
+                return self.audio(audio)
+
+        taps, heard = in_step(exchange, see, hear)
+        return Seen(taps, heard[-1], (places[0], places[1]))
+
+
+@contextmanager
+def _around(blocks: Sequence[nn.Module], meet: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While it lasts, add to some blocks' outputs what comes of their inputs, and again what comes of that sum."""
+    waiting: list[Tensor] = []
+
+    def enter(block: nn.Module, args: Any, kwargs: Any) -> None:
+        waiting.append(meet(args[0] if args else kwargs["hidden_states"]))
+
+    def leave(block: nn.Module, args: Any, output: Any) -> Any:
+        tokens = (output[0] if isinstance(output, tuple) else output) + waiting.pop()
+        tokens = tokens + meet(tokens)
+        return (tokens, *output[1:]) if isinstance(output, tuple) else tokens
+
+    with ExitStack() as hooks:
+        for block in blocks:
+            hooks.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
+            hooks.callback(block.register_forward_hook(leave).remove)
+        yield

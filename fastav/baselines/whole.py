@@ -1,0 +1,43 @@
+"""The two ends of the scale: nothing of the backbones trained, and everything."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from fastav.backbones import FrozenBackbone
+from fastav.baselines.base import Baseline, trial_input
+from fastav.baselines.live import LiveBackbone
+
+
+class FrozenFeatures(Baseline):
+    """The last blocks of two frozen backbones, read out: what a head costs without any adapter."""
+
+    name = "frozen"
+    through = False
+
+
+class FullFineTuning(Baseline):
+    """All weights of both backbones trained, those that the last block depends on.
+
+    The backbones are copied, so that what was given stays as it is. The copies are part of ``state_dict()``.
+    """
+
+    name = "full"
+
+    def _build(self, visual: FrozenBackbone, audio: FrozenBackbone) -> None:
+        self.visual = self._trained(visual, self._visual_taps(visual))
+        self.audio = self._trained(audio, list(audio.tap_names[-1:]))
+
+    def _trained(self, backbone: FrozenBackbone, taps: list[str]) -> LiveBackbone:
+        live = LiveBackbone(copy.deepcopy(backbone.module), taps, in_state_dict=True)
+        live.requires_grad_(True)
+        with torch.enable_grad():
+            last = live(trial_input(live))[-1]
+        weights = list(live.parameters())
+        # Norms and heads behind the last block are never run.
+        found = torch.autograd.grad(last.sum(), weights, allow_unused=True)
+        for weight, gradient in zip(weights, found, strict=True):
+            weight.requires_grad_(gradient is not None)
+        return live
