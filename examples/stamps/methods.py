@@ -11,6 +11,7 @@ from examples.stamps.examples import Examples
 from examples.stamps.taps import Pairs, Split
 from fastav import AdapterOutput, FrozenBackbone, ops
 from fastav.adapters import Adapter
+from fastav.baselines import Baseline
 from fastav.tasks.task import Task
 
 WIDTH = 128  # of the mean-pooled tokens: what the adapters have by default
@@ -53,6 +54,20 @@ class Adapted(nn.Module):
         taps = split.taps(clips, self.adapter.visual, self.adapter.audio)
         out = self.adapter.forward_taps(*taps, num_segments=split.segments)
         return out._replace(audio=torch.zeros_like(out.audio)) if self.muted else out
+
+
+class Live(nn.Module):
+    """A peer's method, run through the backbones themselves: products in bfloat16, as mixed precision has it."""
+
+    def __init__(self, adapter: Baseline) -> None:
+        super().__init__()
+        self.adapter = adapter
+
+    def forward(self, split: Split, clips: Pairs) -> AdapterOutput:
+        """Tokens (B, T, 1, W) of B clips."""
+        with torch.autocast("cpu", torch.bfloat16):
+            out = self.adapter(*split.inputs(clips))
+        return out._replace(visual=out.visual.float(), audio=out.audio.float(), aux_loss=out.aux_loss.float())
 
 
 class Backbones(NamedTuple):

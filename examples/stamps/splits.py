@@ -32,15 +32,16 @@ class Studio:
     vit: Path | None
     whisper: Path | None
 
-    def clips(self, sizes: dict[str, int]) -> dict[str, Split]:
+    def clips(self, sizes: dict[str, int], image_size: int = CLIP_SIZE) -> dict[str, Split]:
         """Ten-second clips for localisation, parsing and questions, so many in each split."""
-        visual, audio = self._backbones(CLIP_SIZE, CLIP_TAPS, SEGMENTS)
+        visual, audio = self._backbones(image_size, CLIP_TAPS, SEGMENTS)
         made = {}
         for name, count in sizes.items():
             if name == "cross" and not self.material.held_out:
                 continue
-            clips = compose(self.material, name, count, image_size=CLIP_SIZE)
-            made[name] = Split(clips, clips.labels, visual, audio, _folder(f"clips-{name}-{count}"))
+            clips = compose(self.material, name, count, image_size=image_size)
+            folder = _folder(f"clips-{name}-{count}" + f"-{image_size}" * (image_size != CLIP_SIZE))
+            made[name] = Split(clips, clips.labels, visual, audio, folder)
         return made
 
     def scenes(self, subset: str, sizes: dict[str, int]) -> dict[str, Split]:

@@ -81,6 +81,7 @@ class Split:
         self._length = len(plan)
         self._visual, self._audio = self._stores(plan, folder)
         self._pooled: dict[tuple[str, ...], Tensor] = {}
+        self._inputs: Inputs | None = None
 
     def __len__(self) -> int:
         return self._length
@@ -92,6 +93,14 @@ class Split:
             self._visual.select(visual.tap_names)[segments],
             self._audio.select(audio.tap_names)[clips.heard],
         )
+
+    def inputs(self, clips: Pairs) -> Inputs:
+        """What the backbones take for B clips, for methods that run through them; all are kept, in 16 bits."""
+        if self._inputs is None:
+            parts = DataLoader(self.clips, BATCH, collate_fn=prepare)
+            made = [(x.frames.half(), x.log_mel.half()) for x in tqdm(parts, "preparing clips", leave=False)]
+            self._inputs = Inputs(*map(torch.cat, zip(*made, strict=True)))
+        return Inputs(self._inputs.frames[clips.seen].float(), self._inputs.log_mel[clips.heard].float())
 
     def pooled(self, visual: FrozenBackbone, audio: FrozenBackbone) -> Tensor:
         """Every second's mean over the tokens of each tap's normalised rows, visual taps first.

@@ -59,6 +59,7 @@ def train(
     batch: int,
     weight_decay: float,
     seed: int,
+    rate: float = LEARNING_RATE,
 ) -> Run:
     """Train one method on "train", choose its epoch on "validation", score it on every other split.
 
@@ -70,10 +71,11 @@ def train(
         batch: clips in a step, with all their examples.
         weight_decay: of matrices.
         seed: of the weights, the order and dropout.
+        rate: learning rate of what the source of tokens learns; of read-outs and heads it is always the same.
     """
     torch.manual_seed(seed)
     model, of_train = make(), examples["train"]
-    optimizer = torch.optim.AdamW(_parameter_groups(model, weight_decay), LEARNING_RATE)
+    optimizer = torch.optim.AdamW(_parameter_groups(model, weight_decay, rate))
     steps = epochs * math.ceil(len(of_train.split) / batch)
     warm_up = max(1, round(WARM_UP * steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -185,14 +187,16 @@ def _step(model: Model, examples: Examples, index: Tensor, optimizer: torch.opti
     return loss.item()
 
 
-def _parameter_groups(model: Model, weight_decay: float) -> list[dict]:
-    """Matrices decay; queries, norms and biases do not."""
+def _parameter_groups(model: Model, weight_decay: float, rate: float) -> list[dict]:
+    """Matrices decay; queries, norms and biases do not. What the source learns has a learning rate of its own."""
     spared = model.no_weight_decay()
-    groups: list[dict] = [{"params": [], "weight_decay": weight_decay}, {"params": [], "weight_decay": 0.0}]
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[name in spared or parameter.ndim < 2]["params"].append(parameter)
-    return groups
+            of_head = not name.startswith("source.") or name.startswith("source.adapter.read_")
+            decay = 0.0 if name in spared or parameter.ndim < 2 else weight_decay
+            groups.setdefault((LEARNING_RATE if of_head else rate, decay), []).append(parameter)
+    return [{"params": some, "lr": lr, "weight_decay": decay} for (lr, decay), some in groups.items()]
 
 
 def _saved_bytes(model: Model, examples: Examples, batch: int) -> float:
