@@ -21,7 +21,7 @@ from benchmarks import traffic
 from benchmarks.cases import Case, compiled_cases
 from benchmarks.recording import Recorded, record
 from benchmarks.resources import CHIPS, Usage, key, usage
-from benchmarks.tables import aligned
+from fastav.cost.tables import aligned
 from fastav.kernels.launch import INTERPRETED, Launch
 
 

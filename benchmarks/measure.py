@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from benchmarks.contenders import CONTENDERS, Contender, UnavailableError
-from benchmarks.timing import Spread, measure
 from benchmarks.workloads import DIRECTIONS, Workload
+from fastav.cost.timing import Spread, measure
 
 #: The peers round more often than same-dtype PyTorch does (a probability in 16 bits, an affine part folded otherwise);
 #: what is fastav's own gets no such allowance.

@@ -12,9 +12,9 @@ import torch
 
 from benchmarks.contenders import CONTENDERS, WIDENED, Contender, UnavailableError, forced, vector_path
 from benchmarks.measure import SLACK, Absence
-from benchmarks.timing import Spread
 from benchmarks.volume import operations, read
 from benchmarks.workloads import DIRECTIONS, Workload
+from fastav.cost.timing import Spread
 
 #: How long the rounds of one race may take; at least :data:`FEWEST` are run all the same.
 BUDGET_S, FEWEST = 40.0, 5

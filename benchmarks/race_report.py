@@ -8,8 +8,8 @@ from benchmarks.measure import Absence
 from benchmarks.memory import NOISE, PER_TOKEN, Peak
 from benchmarks.race import Lap
 from benchmarks.report import duration, put
-from benchmarks.tables import aligned
 from benchmarks.workloads import DIRECTIONS
+from fastav.cost.tables import aligned
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from benchmarks.checks import Outcome
 from benchmarks.measure import Absence, Figure
-from benchmarks.tables import aligned
-from benchmarks.timing import Spread
+from fastav.cost.tables import aligned
+from fastav.cost.timing import Spread
 
 
 @dataclass

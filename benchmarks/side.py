@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import fastav
 from benchmarks import plain
 from benchmarks.accuracy import FACTOR
-from benchmarks.timing import Spread, measure
 from fastav import reference
 from fastav.adapters import distillation, mettle
+from fastav.cost.timing import Spread, measure
 
 #: How Mettle can lay its work on streams.
 SCHEDULES = ("serial", "fused", "streamed")

@@ -9,8 +9,9 @@ import torch
 
 from benchmarks.contenders import CONTENDERS, UnavailableError
 from benchmarks.measure import checked
-from benchmarks.timing import clock, copy_bandwidth
+from benchmarks.timing import copy_bandwidth
 from benchmarks.workloads import DIRECTIONS, sizing_for, workloads
+from fastav.cost.timing import clock
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 WORKLOADS = {w.case.name: w for w in workloads(sizing_for(DEVICE), DEVICE)}

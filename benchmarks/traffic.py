@@ -18,8 +18,8 @@ import torch
 from benchmarks.cases import SIDES, Case, mettle
 from benchmarks.layouts import short
 from benchmarks.recording import Recorded, record
-from benchmarks.tables import aligned
 from benchmarks.volume import needed, size
+from fastav.cost.tables import aligned
 
 #: Of the taps' bytes.
 BUDGETS = {"forward": 1.15, "forward + backward": 2.3}

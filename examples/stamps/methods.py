@@ -65,8 +65,9 @@ class Live(nn.Module):
 
     def forward(self, split: Split, clips: Pairs) -> AdapterOutput:
         """Tokens (B, T, 1, W) of B clips."""
+        inputs = split.inputs(clips)
         with torch.autocast("cpu", torch.bfloat16):
-            out = self.adapter(*split.inputs(clips))
+            out = self.adapter(*inputs)
         return out._replace(visual=out.visual.float(), audio=out.audio.float(), aux_loss=out.aux_loss.float())
 
 

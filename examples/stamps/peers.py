@@ -15,7 +15,7 @@ from pathlib import Path
 
 from examples.stamps import exercises
 from examples.stamps.assets import AUDIO_WEIGHTS, PHOTOS, STAMPS, VISION_WEIGHTS, fetch_all
-from examples.stamps.exercises import METTLE, MOLT, POOLED, PROBE, Exercise
+from examples.stamps.exercises import METTLE, MOLT, POOLED, Exercise
 from examples.stamps.material import load_material
 from examples.stamps.methods import WIDTH, Live, Model
 from examples.stamps.scenes import SEGMENTS
@@ -31,7 +31,6 @@ BATCH = 8
 
 #: Learning rates that each method is tried with, two each; heads and read-outs always have the demo's.
 RATES: dict[str, tuple[float, float]] = {
-    PROBE: (2e-3, 5e-3),
     POOLED: (2e-3, 5e-3),
     METTLE: (1e-3, 2e-3),
     MOLT: (1e-3, 2e-3),

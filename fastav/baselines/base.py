@@ -67,6 +67,7 @@ class Baseline(nn.Module):
         visual: the visual backbone as it runs.
         audio: the audio backbone as it runs, if it does.
         through: whether gradients run through the backbones.
+        num_tokens: K = 1.
 
     Raises:
         ValueError: an audio layout that the audio backbone does not allow, or backbones of two dtypes.
@@ -74,6 +75,7 @@ class Baseline(nn.Module):
 
     name: ClassVar[str]
     through: ClassVar[bool] = True
+    num_tokens: ClassVar[int] = 1
     visual: FrozenBackbone
     audio: FrozenBackbone
 
@@ -87,7 +89,7 @@ class Baseline(nn.Module):
         dense: bool = False,
     ) -> None:
         super().__init__()
-        self.audio_layout, self.dense = audio_layout, dense
+        self.width, self.audio_layout, self.dense = width, audio_layout, dense
         whole = {"visual": FrozenBackbone(bare(visual)), "audio": FrozenBackbone(bare(audio))}
         check_audio_layout(audio_layout, whole["audio"], by=type(self).__name__)
         self.stages = stage_ends(whole["visual"]) if dense else ()

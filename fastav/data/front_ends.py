@@ -67,9 +67,10 @@ class FrontEnd:
             sounds = functional.resample(sounds, sampling_rate, self.sampling_rate)
         # Resampling rounds lengths up, and odd rates leave a sample too few: pad or cut to the exact number.
         sounds = nn.functional.pad(sounds, (0, self._samples - sounds.shape[-1]))
-        made = self._extractor(
-            list(sounds.numpy()), sampling_rate=self.sampling_rate, return_tensors="pt", **self._options
-        )
+        with torch.autocast("cpu", enabled=False):  # the extractor's products must not come out in bfloat16
+            made = self._extractor(
+                list(sounds.numpy()), sampling_rate=self.sampling_rate, return_tensors="pt", **self._options
+            )
         features = made[self._extractor.model_input_names[0]].to(waveform.device, torch.float32)
         return features.unflatten(0, waveform.shape[:-1]) if waveform.dim() > 1 else features[0]
 

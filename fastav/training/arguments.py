@@ -10,7 +10,15 @@ from typing import Any
 
 from fastav.adapters import adapter_class
 from fastav.tasks.task import Task
-from fastav.training.config import AudioConfig, DataConfig, OptimizerConfig, TrainConfig, TrainerConfig, VisualConfig
+from fastav.training.config import (
+    AudioConfig,
+    DataConfig,
+    OptimizerConfig,
+    ProfileConfig,
+    TrainConfig,
+    TrainerConfig,
+    VisualConfig,
+)
 
 try:
     import yaml
@@ -88,6 +96,20 @@ def train_config(values: Namespace) -> TrainConfig:
     plain.pop("config", None)
     sections = {name: section(**plain.pop(name)) for name, section in SECTIONS.items()}
     return TrainConfig(**plain, **sections)
+
+
+def profile_parser() -> ArgumentParser:
+    """The parser of ``fastav profile``."""
+    parser = ArgumentParser(
+        prog="fastav profile",
+        description="Say what training costs on two backbones: memory, time and parameters of the adapters and of the "
+        "peers' methods, each checked first, with one head.",
+    )
+    parser.add_argument("--config", action="config", help="a file with any of these, as --print_config writes it")
+    parser.add_class_arguments(ProfileConfig, skip={"visual", "audio"})
+    for name in ("visual", "audio"):
+        parser.add_class_arguments(SECTIONS[name], name)
+    return parser
 
 
 def run_parser(arguments: Sequence[str], command: str, description: str, *sections: str) -> ArgumentParser:

@@ -1,4 +1,4 @@
-"""The command line: ``fastav train | evaluate | predict | visualize | check-data | env``."""
+"""The command line: ``fastav train | evaluate | predict | visualize | profile | check-data | env``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": ("evaluate_command", "score a run on a split"),
     "predict": ("predict_command", "write a run's predictions for a split or for one video"),
     "visualize": ("visualize_command", "show where each query token looks, in the frames and in the sound"),
+    "profile": ("profile_command", "say what training costs on two backbones: memory and time of every method"),
     "check-data": ("check_command", "say what of a data set is there, and what is missing or broken"),
     "env": ("environment", "say what fastav runs on: versions, devices, backends, optional packages"),
 }

@@ -157,6 +157,41 @@ class TrainConfig:
             raise ValueError(f"--seed is {self.seed}, wanted 0 ... {2**32 - 1}")
 
 
+@dataclass
+class ProfileConfig:
+    """What ``fastav profile`` measures.
+
+    Attributes:
+        visual: the visual backbone; its weights do not matter, --visual.pretrained false draws them.
+        audio: the audio backbone, likewise.
+        methods: which methods; none named are all.
+        clips: clips in a step.
+        segments: T, segments of a clip.
+        seconds: of sound in a segment, which a Whisper encoder is cut to.
+        audio_layout: one sound a segment ("segment"), or one a clip, whose tokens are cut into spans ("clip").
+        precision: of the backbones and of what stands in them; side branches and heads are float32.
+        device: where; "auto" is the GPU if there is one.
+        rounds: how often each thing is timed.
+        output: the folder for the table, the picture, all figures as JSON and, on a GPU, memory snapshots.
+    """
+
+    visual: VisualConfig
+    audio: AudioConfig
+    methods: list[str] = field(default_factory=list)
+    clips: int = 1
+    segments: int = 10
+    seconds: float = 1.0
+    audio_layout: Literal["segment", "clip"] = "segment"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "auto"
+    rounds: int = 5
+    output: str = "profile"
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "clips", "segments")
+        _at_least(self, 2, "rounds")
+
+
 def _at_least(config: Any, smallest: float, *names: str) -> None:
     for name in names:
         if not getattr(config, name) >= smallest:  # not a number fails too

@@ -7,8 +7,8 @@ import pytest
 from benchmarks.checks import Outcome
 from benchmarks.measure import Absence, Figure
 from benchmarks.report import Report
-from benchmarks.tables import aligned
-from benchmarks.timing import Spread
+from fastav.cost.tables import aligned
+from fastav.cost.timing import Spread
 
 
 def figure(contender, median):

@@ -225,3 +225,11 @@ def test_the_extractor_gets_float32_of_the_exact_length():
     sound = noise(2, 3, 300).double()
     made = room.FrontEnd(Extractor(), seconds=3, longest=2, padding="longest")(sound, 100)
     assert torch.equal(made, sound[..., :200].float())
+
+
+def test_under_autocast_the_features_are_the_same():
+    """In mixed precision training loops the front end may stand inside."""
+    sound = noise(1, 16000)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = whisper_front_end(1)(sound, 16000)
+    assert torch.equal(inside, whisper_front_end(1)(sound, 16000))

@@ -1,0 +1,54 @@
+"""Energy, where the device counts it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastav.optional import load_optional
+
+_POWERCAP = Path("/sys/class/powercap")
+
+
+def energy_counter(device: torch.device) -> tuple[Callable[[], float] | None, str]:
+    """A function that gives the joules that a device has used since some moment; or None, and why.
+
+    NVIDIA's count is of the whole device (NVML), a CPU's of its packages (RAPL), whoever uses them.
+    """
+    return _nvml(device) if device.type == "cuda" else _rapl()
+
+
+def _nvml(device: torch.device) -> tuple[Callable[[], float] | None, str]:
+    try:
+        nvml: Any = load_optional("pynvml", by="energy counts", extra="bench")
+        nvml.nvmlInit()
+        handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except Exception as error:  # NVML's own errors exist only where it loads
+        return None, f"the driver does not tell: {error}"
+    return lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3, ""
+
+
+def _rapl() -> tuple[Callable[[], float] | None, str]:
+    # A package is intel-rapl:0, also on AMD; what is in it, intel-rapl:0:0, is counted in it.
+    packages = [path / "energy_uj" for path in _POWERCAP.glob("intel-rapl:*") if path.name.count(":") == 1]
+    try:
+        tops = [int((path.parent / "max_energy_range_uj").read_text()) for path in packages]
+        last = [int(path.read_text()) for path in packages]
+    except OSError as error:
+        return None, f"the system does not tell: {error}"
+    if not packages:
+        return None, f"the system does not tell: nothing in {_POWERCAP}"
+    total = 0
+
+    def joules() -> float:
+        nonlocal last, total
+        now = [int(path.read_text()) for path in packages]
+        total += sum((b - a) % (top + 1) for a, b, top in zip(last, now, tops, strict=True))  # counters start again
+        last = now
+        return total / 1e6
+
+    return joules, ""

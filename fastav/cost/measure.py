@@ -1,0 +1,152 @@
+"""All that a method costs: time, memory, parameters, energy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastav.backbones import FrozenBackbone
+from fastav.backbones.layout import flat_inputs
+from fastav.cost.energy import energy_counter
+from fastav.cost.memory import Peak
+from fastav.cost.step import Step
+from fastav.cost.timing import Spread, timed
+
+#: Counters of energy move a few times a second.
+ENERGY_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a training step of one method costs.
+
+    Attributes:
+        method: its name.
+        clips: B.
+        segments: T.
+        reached: blocks of the backbones that gradients run through.
+        blocks: blocks of the backbones.
+        trainable: parameters that the method trains, without the head's.
+        head: parameters of the head, which all train.
+        total: all parameters, the backbones' and the head's included.
+        step: seconds of a training step.
+        forward: seconds of forward alone, without gradients.
+        frozen: seconds of the two frozen backbones' forward alone, in the same rounds.
+        over_frozen: how many times as long as that a step took in the same round.
+        parts: seconds of each part of a step, see :data:`fastav.cost.PARTS`; medians.
+        saved: bytes kept for backward by place, see :data:`fastav.cost.PLACES`.
+        peak: of a training step's memory, over what there was before it.
+        forward_peak: of forward alone.
+        joules: of a step, whatever else runs on the device included; None where nothing counts them.
+        no_joules: why not.
+    """
+
+    method: str
+    clips: int
+    segments: int
+    reached: int
+    blocks: int
+    trainable: int
+    head: int
+    total: int
+    step: Spread
+    forward: Spread
+    frozen: Spread
+    over_frozen: Spread
+    parts: Mapping[str, float]
+    saved: Mapping[str, int]
+    peak: Peak
+    forward_peak: Peak
+    joules: float | None = None
+    no_joules: str = ""
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes kept for backward in all."""
+        return sum(self.saved.values())
+
+    @property
+    def share(self) -> float:
+        """Trainable parameters of all, the head's included in both."""
+        return (self.trainable + self.head) / self.total
+
+    @property
+    def clips_per_second(self) -> float:
+        """In training."""
+        return self.clips / self.step.median
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Cost:
+        """Back from :meth:`as_dict`'s values."""
+        spreads = {name: Spread(**values[name]) for name in ("step", "forward", "frozen", "over_frozen")}
+        peaks = {name: Peak(**values[name]) for name in ("peak", "forward_peak")}
+        return cls(**{**values, **spreads, **peaks})
+
+
+def frozen_forward(
+    visual: nn.Module, audio: nn.Module, inputs: tuple[Tensor, Tensor], audio_layout: str = "segment"
+) -> Callable[[], Any]:
+    """Both frozen backbones' forward, which nobody gets around."""
+    eyes, ears = FrozenBackbone(visual, 1), FrozenBackbone(audio, 1)
+    flat, _ = flat_inputs(*inputs, audio_layout)
+    return lambda: (eyes(flat["visual"]), ears(flat["audio"]))
+
+
+def measure_cost(
+    name: str, step: Step, frozen: Callable[[], Any], *, reached: Mapping[str, int], rounds: int = 5
+) -> Cost:
+    """Measure one method; time and memory in one process, first times, then memory.
+
+    Args:
+        name: the method's.
+        step: its training step.
+        frozen: see :func:`frozen_forward`.
+        reached: what :func:`fastav.cost.check` gave for it.
+        rounds: how often each is timed, by turns.
+    """
+    calls: dict[str, Callable[[], Any]] = {"frozen": frozen, "step": step, "forward": step.infer}
+    for _ in range(2):
+        for call in calls.values():
+            call()
+    times = [{key: timed(call, step.device) for key, call in calls.items()} for _ in range(rounds)]
+    parts = [step.parts() for _ in range(rounds)]
+    joules, no_joules = _joules(step)
+    head = sum(p.numel() for p in step.task.parameters())
+    return Cost(
+        method=name,
+        clips=step.clips,
+        segments=step.segments,
+        reached=reached["reached"],
+        blocks=reached["blocks"],
+        trainable=step.trainable - head,
+        head=head,
+        total=step.total,
+        step=Spread.of([one["step"] for one in times]),
+        forward=Spread.of([one["forward"] for one in times]),
+        frozen=Spread.of([one["frozen"] for one in times]),
+        over_frozen=Spread.of([one["step"] / one["frozen"] for one in times]),
+        parts={part: Spread.of([one[part] for one in parts]).median for part in parts[0]},
+        saved=step.saved(),
+        peak=step.peak(),
+        forward_peak=step.forward_peak(),
+        joules=joules,
+        no_joules=no_joules,
+    )
+
+
+def _joules(step: Step) -> tuple[float | None, str]:
+    counter, reason = energy_counter(step.device)
+    if counter is None:
+        return None, reason
+    before, seconds, steps = counter(), 0.0, 0
+    while seconds < ENERGY_SECONDS:
+        seconds += timed(step, step.device)
+        steps += 1
+    return (counter() - before) / steps, ""

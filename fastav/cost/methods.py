@@ -1,0 +1,84 @@
+"""Every method by name, on any pair of backbones, with one head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastav.adapters import Adapter, create_adapter
+from fastav.backbones.blocks import example_for
+from fastav.baselines import BASELINES, Baseline, create_baseline
+from fastav.cost.step import Step
+from fastav.tasks import LocalizationTask
+
+#: All of them, ours first.
+METHODS = ("mettle", "molt", *BASELINES)
+
+#: Of the head: event localisation on AVE.
+NUM_CLASSES = 28
+
+
+def build_method(
+    name: str, visual: nn.Module, audio: nn.Module, *, segments: int, audio_layout: str = "segment", **options: Any
+) -> Adapter | Baseline:
+    """An adapter or a baseline.
+
+    Args:
+        name: one of :data:`METHODS`.
+        visual: the visual backbone.
+        audio: the audio backbone.
+        segments: T.
+        audio_layout: see :class:`fastav.MettleConfig`.
+        options: the method's own.
+
+    Raises:
+        ValueError: no such method, or backbones that it does not go with.
+    """
+    if name in BASELINES:
+        if name == "dg-sct":
+            options = {"num_segments": segments, **options}
+        return create_baseline(name, visual=visual, audio=audio, audio_layout=audio_layout, **options)
+    # One batch of statistics, so that steps are alike from the second on.
+    options = {"standardize_batches": 1, **options}
+    return create_adapter(name, visual=visual, audio=audio, audio_layout=audio_layout, **options)
+
+
+def random_inputs(
+    visual: nn.Module, audio: nn.Module, *, clips: int, segments: int, audio_layout: str = "segment", seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """What a pair of backbones takes for some clips, drawn: (B, T, ...) each, or (B, ...) of sound for whole clips.
+
+    Raises:
+        ValueError: a backbone whose configuration does not tell what it takes.
+    """
+    device = next(visual.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    leading = (clips, segments)
+    frames, sound = (
+        torch.randn(*of, *example_for(module).shape[1:], generator=generator).to(device)
+        for module, of in ((visual, leading), (audio, leading if audio_layout == "segment" else leading[:1]))
+    )
+    return frames, sound
+
+
+def build_step(name: str, visual: nn.Module, audio: nn.Module, inputs: tuple[Tensor, Tensor], **options: Any) -> Step:
+    """A training step of a method with the head of event localisation, of always the same weights and labels.
+
+    Args:
+        name: one of :data:`METHODS`.
+        visual: the visual backbone.
+        audio: the audio backbone.
+        inputs: as :func:`random_inputs` makes them.
+        options: see :func:`build_method`.
+    """
+    clips, segments = inputs[0].shape[:2]
+    device = inputs[0].device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        method = build_method(name, visual, audio, segments=segments, **options)
+        shape = method if isinstance(method, Baseline) else method.config
+        task = LocalizationTask(NUM_CLASSES, num_tokens=shape.num_tokens, width=shape.width)
+        labels = torch.randint(NUM_CLASSES + 1, (clips, segments))
+    return Step(method.to(device), task.to(device), inputs, {"labels": labels.to(device)})
