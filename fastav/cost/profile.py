@@ -62,7 +62,7 @@ def profile(
     if audio_layout == "segment":
         frames, sound = frames[:, :CHECKED_SEGMENTS], sound[:, :CHECKED_SEGMENTS]
     for name in methods:
-        build = partial(build_step, name, visual, audio, audio_layout=audio_layout, **options)
+        build: Callable[..., Step] = partial(build_step, name, visual, audio, audio_layout=audio_layout, **options)
         try:
             reached = check(build((frames[:1], sound[:1])))
             yield _measured(name, build(inputs), frozen, reached, rounds, then)
