@@ -5,16 +5,12 @@ prints bytes. Inputs exist, and everything is loaded, compiled and has run once,
 """
 
 import argparse
-import ctypes
-import gc
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from benchmarks.cases import Case
 from benchmarks.contenders import CONTENDERS, WIDENED
@@ -22,6 +18,7 @@ from benchmarks.cpu import CPU, growing, heats
 from benchmarks.environment import ROOT
 from benchmarks.race import using_threads
 from benchmarks.workloads import DIRECTIONS, Workload
+from fastav.cost.memory import rise
 
 #: Free memory goes back to the system at once, so that what is resident is what is in use.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
@@ -93,19 +90,7 @@ def peak(workload: Workload, by: str) -> int:
     call = workload.calls(function, DIRECTIONS[-1])[0]
     call()
     call()
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is from here on
-    before = _resident("VmHWM")
-    call()
-    return _resident("VmHWM") - before
-
-
-def _resident(what: str) -> int:
-    found = re.search(rf"^{what}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    if found is None:
-        raise OSError(f"/proc/self/status does not tell {what}")
-    return int(found[1]) << 10
+    return rise(call)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from benchmarks.device_report import duration, put
 from benchmarks.measure import Absence
 from benchmarks.memory import NOISE, PER_TOKEN, Peak
 from benchmarks.race import Lap
-from benchmarks.report import duration, put
 from benchmarks.workloads import DIRECTIONS
 from fastav.cost.tables import aligned
 

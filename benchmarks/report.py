@@ -1,113 +1,174 @@
-"""Write what was checked and measured: JSON for machines, a Markdown table for people."""
+"""From pytest-benchmark's JSON to a report that can be read: ``python -m benchmarks.report benchmarks.json``.
 
+``pytest benchmarks`` calls it by itself. It writes ``report.md`` and its pictures: where memory and time go, how both
+grow, how far the ops are from what the machine can do, and accuracy beside memory as ``python -m
+examples.stamps.peers`` has found it.
+"""
+
+import argparse
 import json
-import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks.checks import Outcome
-from benchmarks.measure import Absence, Figure
+from benchmarks import figures
+from benchmarks.device_report import duration
+from fastav.cost import Cost
+from fastav.cost.report import TITLES, cost_table, draw_costs, parts_table
 from fastav.cost.tables import aligned
-from fastav.cost.timing import Spread
+
+#: Where accuracy and cost of every method lie that were measured with the demo's clips.
+ACCURACY = Path(__file__).parent / "results" / "accuracy.json"
+
+#: What the table of methods means, said once.
+_LEGEND = (
+    "One head for all, event localisation. *Blocks passed*: into the outputs of how many of the backbones' blocks a "
+    "gradient comes. *Trainable* are the method's own parameters, *% of all* counts the head too. *Saved*: what "
+    "autograd keeps for backward, every storage once, without parameters and inputs. *Peak*: of a training step's "
+    "memory, over model, optimizer and inputs. *Of frozen*: the median over rounds of a step's time over the two "
+    "frozen backbones' forward in the same round. LAVISH runs the visual backbone for both modalities, and not the audio "
+    "one."
+)
 
 
-@dataclass
-class Report:
-    """All of one run on one device.
+def write_report(values: Mapping[str, Any], folder: Path, accuracy: Path = ACCURACY) -> list[Path]:
+    """Write ``report.md`` and its pictures.
 
-    Attributes:
-        environment: where and with what.
-        bandwidth: bytes a second of a copy.
-        outcomes: what came of the checks.
-        figures: the ops' timings.
-        absences: who was not timed, and why.
-        branch: the side branch, forward and backward, by whose ops it runs on.
-        steps: the frozen forward and training steps.
-        profile: what the profiler says of the slowest call.
+    Args:
+        values: the JSON that ``pytest benchmarks`` writes.
+        folder: where to.
+        accuracy: the file that ``examples.stamps.peers`` writes; without it there is no such chapter.
+
+    Returns:
+        What was written, the report first.
     """
-
-    environment: dict[str, str]
-    bandwidth: float
-    outcomes: list[Outcome] = field(default_factory=list)
-    figures: list[Figure] = field(default_factory=list)
-    absences: list[Absence] = field(default_factory=list)
-    branch: dict[str, Spread] = field(default_factory=dict)
-    steps: dict[str, Spread] = field(default_factory=dict)
-    profile: str = ""
-
-    @property
-    def failed(self) -> list[str]:
-        """Checks that failed, and fastav's own ops if they could not be timed."""
-        own = [f"{a.case}: {a.reason}" for a in self.absences if a.contender == "ours"]
-        return [f"{o.name}: {o.detail}" for o in self.outcomes if o.status == "failed"] + own
-
-    def as_dict(self) -> dict:
-        """All of it as plain values."""
-        return asdict(self) | {"figures": [figure.as_dict() for figure in self.figures]}
-
-    def markdown(self) -> str:
-        """The report for people."""
-        parts = [f"# {self.environment['device']}, {self.environment['date']}"]
-        parts.append(aligned(("", "what"), list(self.environment.items()), markdown=True))
-        parts.append(f"A copy moves {self.bandwidth / 1e9:.1f} GB/s, read and written, in this run.")
-        checks = [(o.name, o.status, o.detail.splitlines()[0], f"{o.seconds:.1f}") for o in self.outcomes]
-        parts.append("## Checks\n\n" + aligned(("check", "", "detail", "s"), checks, markdown=True))
-        for case in dict.fromkeys(figure.case for figure in self.figures):
-            parts.append(f"## {case}\n\n" + _figures([f for f in self.figures if f.case == case]))
-        if self.absences:
-            rows = [(a.case, a.contender, a.reason) for a in self.absences]
-            parts.append("## Not timed\n\n" + aligned(("call", "by", "why"), rows, markdown=True))
-        if self.branch:
-            parts.append("## Side branch, forward and backward\n\n" + _spreads(self.branch, "ours"))
-        if self.steps:
-            parts.append("## Training step\n\n" + _spreads(self.steps, "frozen forward alone"))
-        if self.profile:
-            parts.append(f"## Profile\n\n```\n{self.profile}\n```")
-        return "\n\n".join(parts) + "\n"
-
-    def write(self, folder: Path) -> tuple[Path, Path]:
-        """Write ``<folder>/<device>/<date>.json`` and ``.md``; never over an earlier report."""
-        paths = places(folder, self.environment)
-        put(paths, self.as_dict(), self.markdown())
-        return paths
+    found = [dict(one["extra_info"], stats=one["stats"]) for one in values["benchmarks"]]
+    methods = [one for one in found if one.get("kind") == "method"]
+    scaling = [one for one in found if one.get("kind") == "scaling"]
+    ops = [one for one in found if one.get("kind") == "op"]
+    where = values["environment"]
+    parts = [f"# What training costs: {where['device']}, {where['date']}"]
+    pictures: list[Path] = []
+    for batch in dict.fromkeys(one["batch"] for one in methods):
+        some = [one for one in methods if one["batch"] == batch]
+        costs = [_cost(one) for one in some]
+        name = f"costs-{batch.replace(' ', '-')}.png"
+        title = f"{some[0]['size']}, {costs[0].segments} segments a clip, {_batch(some[0])}"
+        draw_costs(costs, folder / name, title)
+        pictures.append(folder / name)
+        parts.append(_methods(title, costs, name))
+        if absent := [TITLES[name] for name in dict.fromkeys(one["method"] for one in methods)
+                      if name not in {cost.method for cost in costs}]:  # fmt: skip
+            parts.append(f"Not even one clip fits: {', '.join(absent)}.")
+    if scaling:
+        figures.draw_scaling(scaling, folder / "scaling.png")
+        pictures.append(folder / "scaling.png")
+        parts.append(f"## How a step grows\n\n![scaling](scaling.png)\n\n{_scaling(scaling)}")
+    if ops:
+        figures.draw_roofline(ops, values["copy bandwidth"], values["matmul rate"], folder / "roofline.png")
+        pictures.append(folder / "roofline.png")
+        parts.append(_ops(ops, values["copy bandwidth"], values["matmul rate"]))
+    if accuracy.is_file():
+        told = json.loads(accuracy.read_text())
+        figures.draw_accuracy(told["methods"], folder / "accuracy.png")
+        pictures.append(folder / "accuracy.png")
+        parts.append(f"## Accuracy beside memory\n\n![accuracy](accuracy.png)\n\n{told['notes']}")
+    parts.append("## Where\n\n" + aligned(("", "what"), list(where.items()), markdown=True))
+    report = folder / "report.md"
+    report.write_text("\n\n".join(parts) + "\n")
+    return [report, *pictures]
 
 
-def places(folder: Path, environment: dict[str, str]) -> tuple[Path, Path]:
-    """``<folder>/<device>/<date>.json`` and ``.md``, where no earlier report is."""
-    place = folder / re.sub(r"[^A-Za-z0-9]+", "-", environment["device"]).strip("-").lower()
-    place.mkdir(parents=True, exist_ok=True)
-    date, taken = environment["date"].split()[0], {path.stem for path in place.glob("*.json")}
-    names = [date, *(f"{date}-{i}" for i in range(2, 1000))]
-    name = next(name for name in names if name not in taken)
-    return place / f"{name}.json", place / f"{name}.md"
+def _batch(one: Mapping[str, Any]) -> str:
+    """In words."""
+    if one["batch"] != "largest":
+        return one["batch"]
+    return "the largest batch that fits" + (f" into {one['memory'] >> 20} MiB" if one["memory"] else "")
 
 
-def put(paths: tuple[Path, Path], values: dict, text: str) -> None:
-    """Write both forms of a report."""
-    paths[0].write_text(json.dumps(values, indent=1) + "\n")
-    paths[1].write_text(text)
+def _cost(one: Mapping[str, Any]) -> Cost:
+    return Cost.from_dict({name: one[name] for name in Cost.__dataclass_fields__})
 
 
-def _figures(figures: Sequence[Figure]) -> str:
-    """Times of one call, by whom, with how many times as long as fastav each takes."""
-    ours = {f.direction: f.spread.median for f in figures if f.contender == "ours"}
+def _methods(title: str, costs: Sequence[Cost], picture: str) -> str:
+    lines = [f"## {title}", f"![where memory and time go]({picture})", cost_table(costs, markdown=True), _LEGEND]
+    if silent := {cost.no_joules for cost in costs} - {""}:
+        lines.append(f"Energy: {'; '.join(sorted(silent))}.")
+    lines += ["Where it goes:", parts_table(costs, markdown=True), _against_lavish(costs)]
+    return "\n\n".join(line for line in lines if line)
+
+
+def _against_lavish(costs: Sequence[Cost]) -> str:
+    """Ours as a share of the peers', where they were measured with as many clips."""
+    own = [cost for cost in costs if cost.method in ("mettle", "molt")]
+    peers = [cost for cost in costs if cost.method in ("lavish", "dg-sct")]
     rows = [
-        (f.contender, f.direction, duration(f.spread.median), duration(f.spread.iqr), f"{f.gigabytes:.1f}",
-         f"{f.share:.2f}", f"{f.spread.median / ours[f.direction]:.2f} x" if f.direction in ours else "-")
-        for f in figures
-    ]  # fmt: skip
-    return aligned(("by", "direction", "median", "IQR", "GB/s", "of copy", "of ours"), rows, markdown=True)
-
-
-def _spreads(spreads: dict[str, Spread], unit: str) -> str:
-    rows = [
-        (name, duration(s.median), duration(s.iqr), f"{s.median / spreads[unit].median:.2f} x")
-        for name, s in spreads.items()
+        (
+            TITLES[a.method],
+            TITLES[b.method],
+            f"{a.saved_bytes / b.saved_bytes:.3f}",
+            "-" if not a.peak.bytes or not b.peak.bytes else f"{a.peak.bytes / b.peak.bytes:.3f}",
+            f"{a.over_frozen.median / b.over_frozen.median:.3f}",
+        )
+        for a in own
+        for b in peers
+        if a.clips == b.clips
     ]
-    return aligned(("", "median", "IQR", f"of {unit}"), rows, markdown=True)
+    return aligned(("", "over", "saved bytes", "peak memory", "step time"), rows, markdown=True) if rows else ""
 
 
-def duration(seconds: float) -> str:
-    """In words of at most milliseconds."""
-    return f"{seconds * 1e6:.1f} us" if seconds < 1e-3 else f"{seconds * 1e3:.2f} ms"
+def _scaling(points: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        (
+            TITLES[one["method"]],
+            one["axis"],
+            one["value"],
+            f"{one['saved'] / 1e6:.1f}",
+            "-" if one["peak"] is None else f"{one['peak'] / 1e6:.1f}",
+            f"{one['step'] * 1e3:.0f}",
+            f"{one['over frozen']:.2f}",
+        )
+        for one in points
+    ]
+    head = ("method", "grows", "to", "saved MB", "peak MB", "step ms", "of frozen")
+    return aligned(head, rows, markdown=True)
+
+
+def _ops(ops: Sequence[Mapping[str, Any]], copy: float, products: float) -> str:
+    rows = [
+        (
+            one["case"],
+            one["direction"],
+            one["by"],
+            duration(one["stats"]["median"]),
+            duration(one["stats"]["iqr"]),
+            f"{one['GB/s']:.1f}",
+            f"{one['share of copy bandwidth']:.2f}",
+        )
+        for one in ops
+    ]
+    head = ("call", "direction", "by", "median", "IQR", "GB/s", "of copy")
+    said = (
+        f"In this run a copy moves {copy / 1e9:.1f} GB/s, read and written, and a large product does "
+        f"{products / 1e9:.0f} GFLOP/s. Bytes are those that any contender must move."
+    )
+    return f"## The ops\n\n![roofline](roofline.png)\n\n{said}\n\n{aligned(head, rows, markdown=True)}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the report of a JSON."""
+    parser = argparse.ArgumentParser("python -m benchmarks.report", description=__doc__.splitlines()[0])
+    parser.add_argument("json", type=Path, help="what pytest benchmarks wrote")
+    parser.add_argument("--out", type=Path, help="the folder to write to; the JSON's own if it is not given")
+    parser.add_argument("--accuracy", type=Path, default=ACCURACY, help="what examples.stamps.peers wrote")
+    options = parser.parse_args(arguments)
+    folder = options.out or options.json.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    written = write_report(json.loads(options.json.read_text()), folder, options.accuracy)
+    print("\n".join(map(str, written)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -18,12 +18,12 @@ import torch
 
 import fastav
 from benchmarks.cpu import CPU, growing, heats
+from benchmarks.device_report import places
 from benchmarks.environment import environment
 from benchmarks.measure import Absence
 from benchmarks.memory import Peak, growth, limit, measured
 from benchmarks.race import Entrant, Lap, compete, contenders, race, using_threads
 from benchmarks.race_report import Bandwidth, RaceReport
-from benchmarks.report import places
 from benchmarks.run_gpu import RESULTS
 from benchmarks.side import Pair, ave_pair, branches, small_pair, stamps_pair
 from benchmarks.timing import copy_bandwidth, read_bandwidth

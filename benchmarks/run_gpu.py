@@ -18,10 +18,10 @@ import torch
 
 from benchmarks import checks
 from benchmarks.cases import HALVES, SIDES, SMALL, SMALL_SIDE, SWIN_STAGES
+from benchmarks.device_report import Report
 from benchmarks.environment import environment
 from benchmarks.measure import survey
 from benchmarks.profiles import profiled, slowest
-from benchmarks.report import Report
 from benchmarks.side import ave_pair, branch_figures, small_pair, step_figures
 from benchmarks.timing import copy_bandwidth
 from benchmarks.workloads import FULL, TINY, workloads

@@ -10,6 +10,7 @@ import torch
 from benchmarks.contenders import CONTENDERS, UnavailableError
 from benchmarks.measure import checked
 from benchmarks.timing import copy_bandwidth
+from benchmarks.volume import operations
 from benchmarks.workloads import DIRECTIONS, sizing_for, workloads
 from fastav.cost.timing import clock
 
@@ -47,7 +48,12 @@ def test_op(benchmark, bandwidth, case, contender, direction):
     if benchmark.stats is not None:  # not under --benchmark-disable
         moved, median = workload.bytes(direction), benchmark.stats.stats.median
         benchmark.extra_info |= {
+            "kind": "op",
+            "case": case,
+            "by": contender,
+            "direction": direction,
             "bytes": moved,
+            "operations": operations(workload.case, "forward" if direction == "forward" else "both"),
             "GB/s": moved / median / 1e9,
             "share of copy bandwidth": moved / median / bandwidth,
             "iqr": benchmark.stats.stats.iqr,

@@ -44,6 +44,14 @@ def read_bandwidth(device: torch.device, rounds: int = 10) -> float:
     return source.nbytes / min(measure([way], device, rounds).median for way in ways)
 
 
+def matmul_rate(device: torch.device, rounds: int = 10) -> float:
+    """Floating-point operations a second of a large product, in bf16 on a GPU and in float32 on a CPU."""
+    on_gpu = device.type == "cuda"
+    side = 8192 if on_gpu else 1536
+    a = torch.randn(side, side, device=device, dtype=torch.bfloat16 if on_gpu else torch.float32)
+    return 2 * side**3 / measure([lambda: a @ a], device, rounds).median
+
+
 def _streamed(device: torch.device) -> torch.Tensor:
     """Ones in float32, every page of them written: pages that nobody wrote to are all one page of zeros."""
     size = 1 << 30 if device.type == "cuda" else max(1 << 26, 6 * last_level_cache())

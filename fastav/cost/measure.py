@@ -111,12 +111,15 @@ def measure_cost(
         reached: what :func:`fastav.cost.check` gave for it.
         rounds: how often each is timed, by turns.
     """
-    calls: dict[str, Callable[[], Any]] = {"frozen": frozen, "step": step, "forward": step.infer}
     for _ in range(2):
-        for call in calls.values():
+        for call in (frozen, step, step.infer):
             call()
-    times = [{key: timed(call, step.device) for key, call in calls.items()} for _ in range(rounds)]
-    parts = [step.parts() for _ in range(rounds)]
+    times, parts = [], []
+    for _ in range(rounds):
+        of_frozen = timed(frozen, step.device)
+        parts.append(step.parts())
+        times.append((of_frozen, sum(parts[-1].values()), timed(step.infer, step.device)))
+    frozen_times, steps, forwards = zip(*times, strict=True)
     joules, no_joules = _joules(step)
     head = sum(p.numel() for p in step.task.parameters())
     return Cost(
@@ -128,10 +131,10 @@ def measure_cost(
         trainable=step.trainable - head,
         head=head,
         total=step.total,
-        step=Spread.of([one["step"] for one in times]),
-        forward=Spread.of([one["forward"] for one in times]),
-        frozen=Spread.of([one["frozen"] for one in times]),
-        over_frozen=Spread.of([one["step"] / one["frozen"] for one in times]),
+        step=Spread.of(steps),
+        forward=Spread.of(forwards),
+        frozen=Spread.of(frozen_times),
+        over_frozen=Spread.of([a / b for a, b in zip(steps, frozen_times, strict=True)]),
         parts={part: Spread.of([one[part] for one in parts]).median for part in parts[0]},
         saved=step.saved(),
         peak=step.peak(),

@@ -84,7 +84,7 @@ class Step:
 
         The backbones' part lasts until the later one has ended, with all that stands in them.
         """
-        marks = Marks(self.device)
+        marks = Marks(self.device)  # which waits for the device
         with ExitStack() as hooks:
             for backbone in self.backbones:
                 hooks.callback(backbone.register_forward_hook(lambda *_: marks.set("backbones")).remove)

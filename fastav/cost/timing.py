@@ -62,11 +62,13 @@ class Marks:
     On a GPU they are events on the stream that is current where they are set, which the host does not wait for.
 
     Args:
-        device: whose work it is.
+        device: whose work it is; waited for, so that nothing earlier is in the times.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         self._found: dict[str, list[Any]] = {}
 
     def set(self, name: str) -> None:

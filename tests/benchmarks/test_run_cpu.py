@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 import fastav
+from benchmarks.device_report import places
 from benchmarks.measure import Absence
 from benchmarks.memory import Peak
 from benchmarks.race import Lap
 from benchmarks.race_report import Bandwidth, RaceReport
-from benchmarks.report import places
 
 ROOT = Path(__file__).parents[2]
 BOTH = "forward + backward"

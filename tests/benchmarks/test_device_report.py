@@ -5,8 +5,8 @@ import json
 import pytest
 
 from benchmarks.checks import Outcome
+from benchmarks.device_report import Report
 from benchmarks.measure import Absence, Figure
-from benchmarks.report import Report
 from fastav.cost.tables import aligned
 from fastav.cost.timing import Spread
 

@@ -1,0 +1,71 @@
+"""Pairs of backbones with random weights, whose methods are compared."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastav.cost.methods import random_inputs
+
+
+@dataclass(frozen=True)
+class Size:
+    """A pair of backbones and how it is used.
+
+    Attributes:
+        name: what reports call it.
+        visual: makes the visual backbone.
+        audio: makes the audio backbone.
+        segments: T.
+        dtype: of the backbones.
+        memory: bytes that a step's peak may be for the largest batch; None for what the device has.
+    """
+
+    name: str
+    visual: Callable[[], nn.Module]
+    audio: Callable[[], nn.Module]
+    segments: int
+    dtype: torch.dtype
+    memory: int | None
+
+
+def build(size: Size, device: torch.device) -> tuple[nn.Module, nn.Module]:
+    """Both backbones, of always the same weights."""
+    torch.manual_seed(0)
+    visual, audio = (make().to(device, size.dtype) for make in (size.visual, size.audio))
+    return visual, audio
+
+
+def inputs(pair: tuple[nn.Module, nn.Module], clips: int, segments: int) -> tuple[Tensor, Tensor]:
+    """Random frames and spectrograms of some clips."""
+    return random_inputs(*pair, clips=clips, segments=segments)
+
+
+def size_for(device: torch.device, *, full: bool) -> Size:
+    """The AVE step on a GPU or where it is asked for; else a smaller pair."""
+    if device.type == "cuda":
+        return Size("AVE step", _swin_large, _htsat, 10, torch.bfloat16, None)
+    if full:
+        return Size("AVE step", _swin_large, _htsat, 10, torch.float32, 12 << 30)
+    name = "Swin-V2-T at 128 px and HTS-AT at a quarter of its spectrogram"
+    return Size(name, _swin_tiny, _htsat_quarter, 3, torch.float32, 384 << 20)
+
+
+def _swin(name: str, **options: Any) -> nn.Module:
+    import timm
+
+    return timm.create_model(name, num_classes=0, **options)
+
+
+def _htsat(**options: Any) -> nn.Module:
+    import transformers
+
+    return transformers.ClapAudioModel(transformers.ClapAudioConfig(**options))
+
+
+_htsat_quarter = partial(_htsat, spec_size=128, window_size=4)
+_swin_large = partial(_swin, "swinv2_large_window12_192")
+_swin_tiny = partial(_swin, "swinv2_tiny_window8_256", img_size=128)

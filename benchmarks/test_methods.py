@@ -1,0 +1,56 @@
+"""Every method on one pair of backbones: ``pytest benchmarks``, on a CPU small, with ``--full`` at the AVE step.
+
+Each proves first that its gradients are right, and whether they run through the backbones. Then a training step is
+timed part by part, forward by itself too, and memory, what is kept for backward and energy are counted: with one clip
+and with the largest batch. What takes how long never fails.
+"""
+
+import gc
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+
+from benchmarks.largest import largest_batch
+from benchmarks.pairs import inputs
+from fastav.cost import METHODS, Step, build_step, check, frozen_forward, measure_cost
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ROUNDS = {"one clip": 5, "largest": 3}
+CHECKED_SEGMENTS = 2
+
+
+@pytest.fixture(scope="session")
+def reached():
+    """Of methods that were checked: how many blocks gradients run through."""
+    return {}
+
+
+@pytest.mark.parametrize("batch", ROUNDS)
+@pytest.mark.parametrize("method", METHODS)
+def test_method(benchmark, size, pair, reached, method, batch):
+    """Check a method, then weigh and time it."""
+    make: Callable[..., Step] = partial(build_step, method, *pair)
+    if method not in reached:
+        reached[method] = check(make(inputs(pair, 1, CHECKED_SEGMENTS)))
+    clips = 1
+    if batch == "largest":
+        clips = largest_batch(lambda count: make(inputs(pair, count, size.segments)), DEVICE, size.memory)
+        if not clips:
+            pytest.skip("not even one clip fits")
+    given = inputs(pair, clips, size.segments)
+    step = make(given)
+    cost = measure_cost(
+        method, step, frozen_forward(pair[0], pair[1], given), reached=reached[method], rounds=ROUNDS[batch]
+    )
+    benchmark.group = f"training step, {size.name}, {batch}"
+    benchmark.extra_info |= {
+        "kind": "method",
+        "size": size.name,
+        "batch": batch,
+        "memory": size.memory,
+        **cost.as_dict(),
+    }
+    benchmark.pedantic(step)
+    gc.collect()
