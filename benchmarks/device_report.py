@@ -73,11 +73,11 @@ class Report:
         return paths
 
 
-def places(folder: Path, environment: dict[str, str]) -> tuple[Path, Path]:
-    """``<folder>/<device>/<date>.json`` and ``.md``, where no earlier report is."""
+def places(folder: Path, environment: dict[str, str], suffix: str = "") -> tuple[Path, Path]:
+    """``<folder>/<device>/<date><suffix>.json`` and ``.md``, where no earlier report or folder is."""
     place = folder / re.sub(r"[^A-Za-z0-9]+", "-", environment["device"]).strip("-").lower()
     place.mkdir(parents=True, exist_ok=True)
-    date, taken = environment["date"].split()[0], {path.stem for path in place.glob("*.json")}
+    date, taken = environment["date"].split()[0] + suffix, {path.stem for path in place.iterdir()}
     names = [date, *(f"{date}-{i}" for i in range(2, 1000))]
     name = next(name for name in names if name not in taken)
     return place / f"{name}.json", place / f"{name}.md"

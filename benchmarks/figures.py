@@ -31,7 +31,9 @@ def draw_scaling(points: Sequence[Mapping[str, Any]], path: Path) -> None:
                     panel.plot(x, y, label=TITLES[method], **_STYLES[method])
             panel.set_xlabel(axis if row else "")
             panel.set_xticks(sorted({p["value"] for p in points if p["axis"] == axis}))
-            panel.set_ylim(bottom=0)
+            panel.set_ylim(0, 1.12 * panel.get_ylim()[1])
+            if key == "over frozen":
+                panel.axhline(1, color="black", linewidth=0.8, linestyle=":")
             panel.spines[["top", "right"]].set_visible(False)
             if column == 0:
                 panel.set_ylabel(label)

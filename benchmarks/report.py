@@ -27,8 +27,7 @@ _LEGEND = (
     "gradient comes. *Trainable* are the method's own parameters, *% of all* counts the head too. *Saved*: what "
     "autograd keeps for backward, every storage once, without parameters and inputs. *Peak*: of a training step's "
     "memory, over model, optimizer and inputs. *Of frozen*: the median over rounds of a step's time over the two "
-    "frozen backbones' forward in the same round. LAVISH runs the visual backbone for both modalities, and not the audio "
-    "one."
+    "frozen backbones' forward in the same round. LAVISH runs the visual backbone for both modalities and no audio one."
 )
 
 
@@ -65,9 +64,10 @@ def write_report(values: Mapping[str, Any], folder: Path, accuracy: Path = ACCUR
         figures.draw_scaling(scaling, folder / "scaling.png")
         pictures.append(folder / "scaling.png")
         parts.append(f"## How a step grows\n\n![scaling](scaling.png)\n\n{_scaling(scaling)}")
-    if ops:
+    if any(one["operations"] for one in ops):
         figures.draw_roofline(ops, values["copy bandwidth"], values["matmul rate"], folder / "roofline.png")
         pictures.append(folder / "roofline.png")
+    if ops:
         parts.append(_ops(ops, values["copy bandwidth"], values["matmul rate"]))
     if accuracy.is_file():
         told = json.loads(accuracy.read_text())
@@ -153,7 +153,8 @@ def _ops(ops: Sequence[Mapping[str, Any]], copy: float, products: float) -> str:
         f"In this run a copy moves {copy / 1e9:.1f} GB/s, read and written, and a large product does "
         f"{products / 1e9:.0f} GFLOP/s. Bytes are those that any contender must move."
     )
-    return f"## The ops\n\n![roofline](roofline.png)\n\n{said}\n\n{aligned(head, rows, markdown=True)}"
+    picture = "![roofline](roofline.png)\n\n" if any(one["operations"] for one in ops) else ""
+    return f"## The ops\n\n{picture}{said}\n\n{aligned(head, rows, markdown=True)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

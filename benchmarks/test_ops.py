@@ -1,4 +1,4 @@
-"""The five ops against their peers: ``pytest benchmarks``. On a CPU small sizes, as a smoke test; no time ever fails.
+"""The five ops against their peers: ``pytest benchmarks``. On a CPU a few taps; no time ever fails.
 
 Every contender proves right before it is timed. The times are the device's, with the host's share where the host is
 slower than the device; ``python -m benchmarks.run_gpu`` measures the device alone.

@@ -32,8 +32,9 @@ class Studio:
     vit: Path | None
     whisper: Path | None
 
-    def clips(self, sizes: dict[str, int], image_size: int = CLIP_SIZE) -> dict[str, Split]:
+    def clips(self, sizes: dict[str, int], image_size: int | None = None) -> dict[str, Split]:
         """Ten-second clips for localisation, parsing and questions, so many in each split."""
+        image_size = CLIP_SIZE if image_size is None else image_size
         visual, audio = self._backbones(image_size, CLIP_TAPS, SEGMENTS)
         made = {}
         for name, count in sizes.items():

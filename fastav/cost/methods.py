@@ -77,8 +77,9 @@ def build_step(name: str, visual: nn.Module, audio: nn.Module, inputs: tuple[Ten
     device = inputs[0].device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        labels = torch.randint(NUM_CLASSES + 1, (clips, segments))
         method = build_method(name, visual, audio, segments=segments, **options)
+        torch.manual_seed(0)
         shape = method if isinstance(method, Baseline) else method.config
         task = LocalizationTask(NUM_CLASSES, num_tokens=shape.num_tokens, width=shape.width)
-        labels = torch.randint(NUM_CLASSES + 1, (clips, segments))
     return Step(method.to(device), task.to(device), inputs, {"labels": labels.to(device)})

@@ -85,28 +85,31 @@ def parts_table(costs: Sequence[Cost], *, markdown: bool = False) -> str:
 
 
 def draw_costs(costs: Sequence[Cost], path: str | Path, title: str) -> None:
-    """Draw where memory and time go: a row a method, on the left what is kept and the peak, on the right the step.
+    """Draw where a clip's memory and time go: a row a method, left what is kept and the peak, right the step.
 
     Raises:
         ImportError: matplotlib is missing.
     """
     figures = load_optional("matplotlib.figure", by="pictures of costs", extra="plots")
-    figure = figures.Figure(figsize=(11, 1.6 + 0.36 * len(costs)), dpi=130, layout="constrained")
+    figure = figures.Figure(figsize=(11, 2.1 + 0.36 * len(costs)), dpi=130, layout="constrained")
     memory, time = figure.subplots(1, 2, sharey=True)
     figure.suptitle(title, fontsize=11)
-    names = [TITLES[cost.method] for cost in costs]
-    _stack(memory, names, {_WORDS[p]: [c.saved[p] / 1e6 for c in costs] for p in PLACES}, [_COLOURS[p] for p in PLACES])
-    peaks = [(i, cost.peak.bytes / 1e6) for i, cost in enumerate(costs) if cost.peak.bytes is not None]
+    one = all(cost.clips == 1 for cost in costs)
+    names = [TITLES[cost.method] + ("" if one else f", {cost.clips} clips") for cost in costs]
+    kept = {_WORDS[p]: [c.saved[p] / c.clips / 1e6 for c in costs] for p in PLACES}
+    _stack(memory, names, kept, [_COLOURS[p] for p in PLACES])
+    peaks = [(i, c.peak.bytes / c.clips / 1e6) for i, c in enumerate(costs) if c.peak.bytes is not None]
     if peaks:
         memory.plot([x for _, x in peaks], [i for i, _ in peaks], "k|", markersize=12, label="peak of the step")
-    memory.set_xlabel("MB kept for backward")
-    _stack(time, names, {p: [c.parts[p] * 1e3 for c in costs] for p in PARTS}, [_COLOURS[p] for p in PARTS])
-    frozen = min(cost.frozen.median for cost in costs) * 1e3
+    memory.set_xlabel("MB kept for backward, a clip")
+    spent = {p: [c.parts[p] / c.clips * 1e3 for c in costs] for p in PARTS}
+    _stack(time, names, spent, [_COLOURS[p] for p in PARTS])
+    frozen = min(cost.frozen.median / cost.clips for cost in costs) * 1e3
     time.axvline(frozen, color="black", linewidth=0.8, linestyle=":", label="frozen forward alone")
-    time.set_xlabel("ms a training step")
+    time.set_xlabel("ms of a training step, a clip")
     for axes in (memory, time):
-        axes.legend(fontsize=7, frameon=False, loc="upper right")
         axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize=7.5, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1))
     memory.invert_yaxis()
     figure.savefig(path)
 

@@ -24,13 +24,16 @@ def test_without_a_gpu_it_says_so(capsys):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the run itself is the test")
 def test_all_of_it_runs_in_the_interpreter(tmp_path):
-    environment = os.environ | {"TRITON_INTERPRET": "1", "FASTAV_BACKEND": "triton", "OMP_NUM_THREADS": "1"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment |= {"TRITON_INTERPRET": "1", "FASTAV_BACKEND": "triton", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.run_gpu", "--smoke", "--results", str(tmp_path)],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     (written,) = tmp_path.glob("*/*.json")
+    (methods,) = tmp_path.glob("*/*-methods")
+    assert "frozen features" in (methods / "report.md").read_text()
     report = json.loads(written.read_text())
     status = {outcome["name"]: outcome["status"] for outcome in report["outcomes"]}
     needs_gpu = ("graphs", "memcheck", "racecheck", "initcheck")

@@ -1,0 +1,115 @@
+"""The report of ``pytest benchmarks``, from given figures and from a run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import report
+from benchmarks.largest import largest_batch
+from tests.cost.test_measure import GIVEN, cells
+
+ROOT = Path(__file__).parents[2]
+STATS = {"median": 2e-3, "iqr": 1e-4}
+
+
+def values():
+    method = {"kind": "method", "size": "small pair", "batch": "one clip", "memory": 384 << 20}
+    own = {**method, **GIVEN.as_dict()}
+    peer = {**own, "method": "lavish", "saved": {"taps": 0, "backbones": 50_000_000, "method": 0, "head": 0}}
+    peer["peak"] = {"bytes": 49_200_000, "reserved": None, "reason": ""}
+    scaling = {"kind": "scaling", "method": "mettle", "axis": "clips", "saved": 1_000_000, "peak": None, "step": 0.2}
+    op = {"kind": "op", "case": "distill", "by": "ours", "direction": "forward", "operations": 4e6, "bytes": 1e6,
+          "GB/s": 0.5, "share of copy bandwidth": 0.25}  # fmt: skip
+    infos = [
+        own,
+        peer,
+        {**own, "batch": "largest"},
+        {**scaling, "value": 1, "over frozen": 1.1},
+        {**scaling, "value": 2, "over frozen": 1.2},
+        op,
+    ]
+    return {
+        "benchmarks": [{"extra_info": info, "stats": STATS} for info in infos],
+        "environment": {"device": "Some CPU", "date": "2031-02-03 04:05 UTC"},
+        "copy bandwidth": 2e9,
+        "matmul rate": 5e10,
+    }
+
+
+@pytest.fixture
+def accuracy(tmp_path):
+    one = {"method": "mettle", "title": "Mettle", "accuracy": 71.0, "deviation": 1.0, "saved": 4e6}
+    path = tmp_path / "accuracy.json"
+    path.write_text(json.dumps({"methods": [one, {**one, "method": "lavish"}], "notes": "Measured somewhere."}))
+    return path
+
+
+def test_report_holds_the_figures(tmp_path, accuracy):
+    pytest.importorskip("matplotlib")
+    written = report.write_report(values(), tmp_path, accuracy)
+    names = ["report.md", "costs-one-clip.png", "costs-largest.png", "scaling.png", "roofline.png", "accuracy.png"]
+    assert [path.name for path in written] == names
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written[1:])
+    text = written[0].read_text()
+    assert text.startswith("# What training costs: Some CPU, 2031-02-03 04:05 UTC")
+    assert "## small pair, 10 segments a clip, the largest batch that fits into 384 MiB" in text
+    assert "Not even one clip fits: LAVISH." in text
+    # 5 MB of 50 MB, 12.3 of 49.2 MB, and as long.
+    assert cells(text, "Mettle", "LAVISH") == ["Mettle", "LAVISH", "0.100", "0.250", "1.000"]
+    assert cells(text, "Mettle", "clips", "2") == ["Mettle", "clips", "2", "1.0", "-", "200", "1.20"]
+    assert cells(text, "distill") == ["distill", "forward", "ours", "2.00 ms", "100.0 us", "0.5", "0.25"]
+    assert "Measured somewhere." in text
+    assert all(name in text for name in names[1:])
+
+
+def test_report_goes_without_what_was_not_run(tmp_path):
+    pytest.importorskip("matplotlib")
+    some = values()
+    some["benchmarks"] = some["benchmarks"][-1:]
+    written = report.write_report(some, tmp_path, tmp_path / "none.json")
+    assert [path.name for path in written] == ["report.md", "roofline.png"]
+
+
+def test_command_writes_beside_the_json(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "b.json").write_text(json.dumps(values()))
+    assert report.main([str(tmp_path / "b.json"), "--accuracy", str(tmp_path / "none")]) == 0
+    assert (tmp_path / "report.md").is_file()
+    assert str(tmp_path / "report.md") in capsys.readouterr().out
+
+
+def test_pytest_benchmarks_ends_with_a_report(tmp_path):
+    pytest.importorskip("matplotlib")
+    command = [sys.executable, "-m", "pytest", "benchmarks/test_ops.py", "-q", "-p", "no:xdist",
+               "-k", "orthogonality and eager", "--report", str(tmp_path)]  # fmt: skip
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert f"report: {tmp_path / 'benchmarks.json'}, {tmp_path / 'report.md'}" in done.stdout
+    assert "orthogonality" in (tmp_path / "report.md").read_text()
+    assert json.loads((tmp_path / "benchmarks.json").read_text())["environment"]["torch"]
+
+
+@pytest.mark.parametrize(
+    ("first", "each", "limit", "fits"), [(10, 3, 40, 11), (10, 3, 39, 10), (50, 3, 40, 0), (30, 20, 40, 1)]
+)
+def test_largest_batch_is_where_the_line_says(monkeypatch, first, each, limit, fits):
+    tried = []
+
+    def weigh(step, clips, device):
+        tried.append(clips)
+        return first + each * (clips - 1)
+
+    monkeypatch.setattr("benchmarks.largest._peak", weigh)
+    assert largest_batch(None, None, limit) == fits
+    assert len(tried) <= 3
+
+
+def test_largest_batch_takes_less_where_the_line_promised_too_much(monkeypatch):
+    """Memory that grows faster than the line through its first two points."""
+    monkeypatch.setattr("benchmarks.largest._peak", lambda step, clips, device: clips + max(0, clips - 2) ** 2)
+    assert largest_batch(None, None, 40) == 7  # 7 + 25; 8 would be 8 + 36

@@ -1,0 +1,72 @@
+"""The check of methods, on methods that are right and on ones that are not."""
+
+import pytest
+import torch
+
+from fastav.baselines import FrozenFeatures, Naive
+from fastav.baselines.base import Seen
+from fastav.cost import METHODS, Step, WrongError, build_step, check, random_inputs
+from fastav.tasks import LocalizationTask
+
+pytest.importorskip("timm")
+pytest.importorskip("greenlet")
+pytest.importorskip("peft")
+
+
+def step_of(method, inputs):
+    torch.manual_seed(0)
+    labels = torch.randint(29, inputs[0].shape[:2])
+    return Step(method, LocalizationTask(28, num_tokens=1, width=128), inputs, {"labels": labels})
+
+
+@pytest.fixture
+def inputs(pair):
+    return random_inputs(*pair, clips=1, segments=2)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_all_methods_are_what_they_claim_to_be(pair, inputs, options, name):
+    step = build_step(name, *pair, inputs, **options.get(name, {}))
+    before = [p.detach().clone() for p in step.parameters]
+    # DG-SCT adds behind its first whole audio block: no gradient need run through that one; LAVISH hears with its eyes.
+    reached = {"lora": (5, 5), "naive": (5, 5), "lavish": (3, 3), "dg-sct": (4, 5), "full": (5, 5)}.get(name, (0, 5))
+    assert check(step) == dict(zip(("reached", "blocks"), reached, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, step.parameters, strict=True))
+    assert step.method.training
+
+
+class Detached(Naive):
+    """Says that it learns in the backbones, and its audio side does not."""
+
+    def _run(self, visual, audio, segments):
+        seen = super()._run(visual, audio, segments)
+        with torch.no_grad():
+            heard = self._taps("audio", audio)[-1]
+        return Seen(seen.visual, heard)
+
+
+def test_a_gradient_that_is_missing_is_found(pair, inputs):
+    with pytest.raises(WrongError, match=r"in a random direction its loss changes by .*, its gradient says"):
+        check(step_of(Detached(*pair), inputs))
+
+
+@pytest.mark.parametrize(("method", "reached"), [(FrozenFeatures, 0), (Naive, 5)])
+def test_claims_about_the_backbones_are_checked(pair, inputs, method, reached):
+    claiming = method(*pair)
+    claiming.through = not method.through
+    step = step_of(claiming, inputs)
+    with pytest.raises(WrongError, match=f"run through {reached} blocks, its `through` is {claiming.through}"):
+        check(step)
+
+
+def test_a_gradient_of_another_sum_is_found(pair, inputs, monkeypatch):
+    """As a wrong backward pass would give it."""
+    real = torch.autograd.grad
+
+    def halved(*args, **kwargs):
+        first, *rest = real(*args, **kwargs)
+        return (None if first is None else first / 2, *rest)
+
+    monkeypatch.setattr(torch.autograd, "grad", halved)
+    with pytest.raises(WrongError, match="in a random direction"):
+        check(step_of(Naive(*pair), inputs))
