@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-from fastav import backbones, baselines, data, ops, reference, tasks
+from fastav import backbones, baselines, cost, data, ops, reference, tasks
 from fastav.adapters import MettleAdapter, MettleConfig, MoLTAdapter, MoLTConfig, create_adapter
 from fastav.backbones import FrozenBackbone, TapStore
 from fastav.ops import backends, set_backend
@@ -29,6 +29,7 @@ __all__ = [
     "backbones",
     "backends",
     "baselines",
+    "cost",
     "create_adapter",
     "data",
     "ops",

@@ -1,0 +1,108 @@
+"""Accuracy beside cost: the runs of all methods as a table, and as a file for ``python -m benchmarks.report``."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastav.cost import Cost
+from fastav.cost.report import TITLES
+from fastav.cost.tables import aligned
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run gave.
+
+    Attributes:
+        method: which.
+        rate: its learning rate.
+        seed: of its weights and the clips' order.
+        validation: the best epoch's score on validation, in percent.
+        test: that epoch's scores on the test split, in percent.
+        of_clips: each test clip's own accuracy.
+        trainable: parameters.
+        seconds_per_epoch: median.
+    """
+
+    method: str
+    rate: float
+    seed: int
+    validation: float
+    test: dict[str, float]
+    of_clips: list[float]
+    trainable: int
+    seconds_per_epoch: float
+
+
+def write_accuracy(
+    folder: Path, runs: Mapping[str, Sequence[Outcome]], costs: Mapping[str, Cost], notes: str
+) -> tuple[Path, Path]:
+    """Write ``accuracy.md``, and ``accuracy.json`` with the points of the picture of accuracy against memory.
+
+    Args:
+        folder: where to.
+        runs: by method, with the learning rate that was chosen.
+        costs: of a training step of one clip, of the methods that were measured.
+        notes: how both were measured.
+    """
+    rows, points = [], []
+    for method, some in runs.items():
+        cost = costs.get(method)
+        accuracy, recall = ([run.test[key] for run in some] for key in ("accuracy", "mismatched_recall"))
+        title = TITLES.get(method, method)
+        rows.append(
+            (
+                title,
+                _spread(accuracy),
+                _spread(recall),
+                f"{some[0].rate:g}",
+                f"{some[0].trainable:,}",
+                *(
+                    ("-", "-", "-", "-")
+                    if cost is None
+                    else (
+                        f"{cost.saved_bytes / 1e6:.1f}",
+                        "-" if cost.peak.bytes is None else f"{cost.peak.bytes / 1e6:.0f}",
+                        f"{cost.step.median * 1e3:.0f}",
+                        f"{cost.over_frozen.median:.2f}",
+                    )
+                ),
+            )
+        )
+        if cost is not None:
+            mean, deviation = statistics.mean(accuracy), statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0
+            points.append(
+                {
+                    "method": cost.method,
+                    "title": title,
+                    "accuracy": mean,
+                    "deviation": deviation,
+                    "saved": cost.saved_bytes,
+                }
+            )
+    head = (
+        "method",
+        "accuracy",
+        "mismatched recall",
+        "rate",
+        "trainable",
+        "saved MB",
+        "peak MB",
+        "step ms",
+        "of frozen",
+    )
+    seeds = min(len(some) for some in runs.values())
+    text = f"{aligned(head, rows, markdown=True)}\n\nPercent, mean ± standard deviation over {seeds} seed(s). {notes}"
+    written = folder / "accuracy.md", folder / "accuracy.json"
+    written[0].write_text(text + "\n")
+    written[1].write_text(json.dumps({"methods": points, "notes": text}, indent=1) + "\n")
+    return written
+
+
+def _spread(values: Sequence[float]) -> str:
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{deviation}"
