@@ -37,6 +37,9 @@ class FrozenBackbone(nn.Module):
             needed only for backbones whose configuration does not tell.
         in_state_dict: keep the backbone's tensors in ``state_dict()``. By default they are left out, and loading a
             state without them is no error.
+        chunk: how many items go through the backbone at a time; None for all of a batch. Beside its taps a frozen
+            backbone needs memory for what it is computing alone, which then is that of so few items. Taps are the
+            same but for rounding, copied once, and portions are handed out at the end. May be set later.
 
     Attributes:
         module: the backbone.
@@ -53,7 +56,7 @@ class FrozenBackbone(nn.Module):
 
     Raises:
         TypeError: the backbone is not a module.
-        ValueError: no such blocks, an input that cannot be guessed, or a block whose output cannot be read as tokens.
+        ValueError: a chunk of less than one item, no such blocks, an input that cannot be guessed, or a block whose output cannot be read as tokens.
     """
 
     def __init__(
@@ -63,8 +66,12 @@ class FrozenBackbone(nn.Module):
         *,
         example_input: Tensor | None = None,
         in_state_dict: bool = False,
+        chunk: int | None = None,
     ) -> None:
         super().__init__()
+        if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
+            raise ValueError(f"chunk is {chunk!r}, wanted a number of items of at least 1, or None for all at once")
+        self.chunk = chunk
         if not isinstance(module, nn.Module):
             raise TypeError(
                 f"the backbone must be a torch module, got {type(module).__name__}; build it first, by "
@@ -128,6 +135,25 @@ class FrozenBackbone(nn.Module):
                 f"the input is on {x.device}, the backbone on {self.device}: "
                 f"move one of them, input.to({str(self.device)!r}) or backbone.to({str(x.device)!r})"
             )
+        if self.chunk is not None and len(x) > self.chunk:
+            return self._in_chunks(x, self.chunk, ready)
+        return self._at_once(x, ready)
+
+    def _in_chunks(self, x: Tensor, size: int, ready: Callable[[list[Tensor]], None] | None) -> list[Tensor]:
+        """Run some items after the others."""
+        taps: list[Tensor] = []
+        for start in range(0, len(x), size):
+            some = self._at_once(x[start : start + size], None)
+            taps = taps or [tap.new_empty(len(x), *tap.shape[1:]) for tap in some]
+            for whole, tap in zip(taps, some, strict=True):
+                whole[start : start + size] = tap
+        if ready is not None:
+            for portion in self.portions:
+                ready([taps[i] for i in portion])
+        return taps
+
+    def _at_once(self, x: Tensor, ready: Callable[[list[Tensor]], None] | None) -> list[Tensor]:
+        """Run all items together."""
         taps: list[Tensor] = []
         waiting = list(self.portions)
         grad_mode = torch.is_grad_enabled()  # the backbone itself runs without

@@ -136,6 +136,28 @@ def test_batches_of_any_size(tiny):
         assert torch.allclose(whole, torch.cat(parts), atol=1e-5)
 
 
+@pytest.mark.parametrize(("chunk", "runs"), [(1, [1] * 7), (3, [3, 3, 1]), (7, [7]), (9, [7]), (None, [7])])
+def test_chunks_run_one_after_the_other_and_give_the_same_taps(tiny, chunk, runs):
+    whole, x, seen, portions = FrozenBackbone(tiny.swin()).double(), torch.randn(7, 3, 64, 64).double(), [], []
+    expected = whole(x)
+    backbone = FrozenBackbone(whole.module, chunk=chunk)
+    whole.module.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    taps = backbone(x, portions.append)
+    assert seen == runs
+    assert [len(portion) for portion in portions] == [2, 3]
+    assert [tap.data_ptr() for tap in taps] == [tap.data_ptr() for portion in portions for tap in portion]
+    for tap, own in zip(taps, expected, strict=True):
+        torch.testing.assert_close(tap, own)
+        assert tap.stride(-1) == 1
+        assert not tap.requires_grad
+
+
+@pytest.mark.parametrize("chunk", [0, -1, True, 2.0])
+def test_chunks_of_nothing_are_refused(tiny, chunk):
+    with pytest.raises(ValueError, match=f"chunk is {chunk!r}, wanted a number of items of at least 1, or None"):
+        FrozenBackbone(tiny.vit(), chunk=chunk)
+
+
 def test_integers_reach_the_backbone_as_they_are():
     class Words(nn.Module):
         def __init__(self):
