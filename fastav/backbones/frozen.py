@@ -56,7 +56,8 @@ class FrozenBackbone(nn.Module):
 
     Raises:
         TypeError: the backbone is not a module.
-        ValueError: a chunk of less than one item, no such blocks, an input that cannot be guessed, or a block whose output cannot be read as tokens.
+        ValueError: a chunk of less than one item, no such blocks, an input that cannot be guessed, or a block whose
+            output cannot be read as tokens.
     """
 
     def __init__(
