@@ -91,10 +91,14 @@ class Cost:
 
 
 def frozen_forward(
-    visual: nn.Module, audio: nn.Module, inputs: tuple[Tensor, Tensor], audio_layout: str = "segment"
+    visual: nn.Module,
+    audio: nn.Module,
+    inputs: tuple[Tensor, Tensor],
+    audio_layout: str = "segment",
+    chunks: tuple[int | None, int | None] = (None, None),
 ) -> Callable[[], Any]:
     """Both frozen backbones' forward, which nobody gets around."""
-    eyes, ears = FrozenBackbone(visual, 1), FrozenBackbone(audio, 1)
+    eyes, ears = FrozenBackbone(visual, 1, chunk=chunks[0]), FrozenBackbone(audio, 1, chunk=chunks[1])
     flat, _ = flat_inputs(*inputs, audio_layout)
     return lambda: (eyes(flat["visual"]), ears(flat["audio"]))
 

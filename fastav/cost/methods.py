@@ -63,7 +63,15 @@ def random_inputs(
     return frames, sound
 
 
-def build_step(name: str, visual: nn.Module, audio: nn.Module, inputs: tuple[Tensor, Tensor], **options: Any) -> Step:
+def build_step(
+    name: str,
+    visual: nn.Module,
+    audio: nn.Module,
+    inputs: tuple[Tensor, Tensor],
+    *,
+    chunks: tuple[int | None, int | None] = (None, None),
+    **options: Any,
+) -> Step:
     """A training step of a method with the head of event localisation, of always the same weights and labels.
 
     Args:
@@ -71,6 +79,7 @@ def build_step(name: str, visual: nn.Module, audio: nn.Module, inputs: tuple[Ten
         visual: the visual backbone.
         audio: the audio backbone.
         inputs: as :func:`random_inputs` makes them.
+        chunks: how many frames and sounds go through frozen backbones at a time; where gradients run through them, all.
         options: see :func:`build_method`.
     """
     clips, segments = inputs[0].shape[:2]
@@ -79,6 +88,8 @@ def build_step(name: str, visual: nn.Module, audio: nn.Module, inputs: tuple[Ten
         torch.manual_seed(0)
         labels = torch.randint(NUM_CLASSES + 1, (clips, segments))
         method = build_method(name, visual, audio, segments=segments, **options)
+        if not getattr(method, "through", False):
+            method.visual.chunk, method.audio.chunk = chunks
         torch.manual_seed(0)
         shape = method if isinstance(method, Baseline) else method.config
         task = LocalizationTask(NUM_CLASSES, num_tokens=shape.num_tokens, width=shape.width)

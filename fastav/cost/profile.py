@@ -41,6 +41,7 @@ def profile(
     inputs: tuple[Tensor, Tensor],
     *,
     audio_layout: str = "segment",
+    chunks: tuple[int | None, int | None] = (None, None),
     rounds: int = 5,
     then: Callable[[str, Step], Any] | None = None,
     **options: Any,
@@ -53,16 +54,19 @@ def profile(
         audio: the audio backbone.
         inputs: (B, T, ...) each, or (B, ...) of sound for whole clips.
         audio_layout: see :class:`fastav.MettleConfig`.
+        chunks: how many frames and sounds go through frozen backbones at a time, None for all.
         rounds: how often each thing is timed.
         then: called with each method's name and step, when it has been measured.
         options: of the methods, all of them.
     """
-    frozen = frozen_forward(visual, audio, inputs, audio_layout)
+    frozen = frozen_forward(visual, audio, inputs, audio_layout, chunks)
     frames, sound = inputs
     if audio_layout == "segment":
         frames, sound = frames[:, :CHECKED_SEGMENTS], sound[:, :CHECKED_SEGMENTS]
     for name in methods:
-        build: Callable[..., Step] = partial(build_step, name, visual, audio, audio_layout=audio_layout, **options)
+        build: Callable[..., Step] = partial(
+            build_step, name, visual, audio, audio_layout=audio_layout, chunks=chunks, **options
+        )
         try:
             reached = check(build((frames[:1], sound[:1])))
             yield _measured(name, build(inputs), frozen, reached, rounds, then)

@@ -54,7 +54,13 @@ def build_adapter(config: TrainConfig, pair: Pair) -> Adapter:
         ValueError: options that are not possible, or not with these backbones.
     """
     cls = adapter_class(config.method)
-    return cls(pair.visual, pair.audio, cls.config_class(**config.adapter))
+    return in_chunks(config, cls(pair.visual, pair.audio, cls.config_class(**config.adapter)))
+
+
+def in_chunks(config: TrainConfig, adapter: Adapter) -> Adapter:
+    """The adapter, its backbones run in the chunks that the configuration asks for."""
+    adapter.visual.chunk, adapter.audio.chunk = config.visual.chunk, config.audio.chunk
+    return adapter
 
 
 class Opener:

@@ -47,6 +47,8 @@ class VisualConfig:
         checkpoint: a file of weights for a timm model, instead of the library's own.
         options: further arguments of ``timm.create_model``, such as img_size, or fields of the transformers
             configuration.
+        chunk: frames that go through the backbone at a time, for cards on which a batch's activations do not fit; None
+            for all of them.
     """
 
     name: str
@@ -54,6 +56,11 @@ class VisualConfig:
     pretrained: bool = True
     checkpoint: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.chunk is not None:
+            _at_least(self, 1, "chunk")
 
 
 @dataclass
@@ -66,11 +73,18 @@ class AudioConfig:
         pretrained: with pretrained weights, which are fetched once and cached. False draws them at random; the name is
             then the model's type, such as whisper.
         options: fields of its configuration.
+        chunk: sounds that go through the backbone at a time, for cards on which a batch's activations do not fit; None
+            for all of them.
     """
 
     name: str
     pretrained: bool = True
     options: dict[str, Any] = field(default_factory=dict)
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.chunk is not None:
+            _at_least(self, 1, "chunk")
 
 
 @dataclass

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     title = (
         f"{config.visual.name} and {config.audio.name}, {config.clips} clip(s) of {config.segments} segments, "
-        f"{config.precision}, {_device_name(device)}"
+        f"{config.precision}, {_device_name(device)}{_chunks(config)}"
     )
     print(title)
 
@@ -52,7 +52,14 @@ def main(arguments: Sequence[str]) -> int:
 
     costs: list[Cost] = []
     for found in profile(
-        methods, eyes, ears, inputs, audio_layout=config.audio_layout, rounds=config.rounds, then=snapshot
+        methods,
+        eyes,
+        ears,
+        inputs,
+        audio_layout=config.audio_layout,
+        chunks=(config.visual.chunk, config.audio.chunk),
+        rounds=config.rounds,
+        then=snapshot,
     ):
         if isinstance(found, Absence):
             print(f"{TITLES[found.method]}: not measured: {found.reason}", file=sys.stderr)
@@ -86,6 +93,12 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     return device
+
+
+def _chunks(config: ProfileConfig) -> str:
+    chunks = {"frames": config.visual.chunk, "sounds": config.audio.chunk}
+    asked = [f"{chunk} {what}" for what, chunk in chunks.items() if chunk]
+    return f"; frozen backbones run {' and '.join(asked)} at a time" if asked else ""
 
 
 def _device_name(device: torch.device) -> str:

@@ -14,7 +14,7 @@ from fastav.adapters import Adapter
 from fastav.backbones.identity import fingerprint
 from fastav.tasks.task import Task
 from fastav.training.arguments import SECTIONS
-from fastav.training.build import Opener, build_adapter, build_pair, build_task, task_options
+from fastav.training.build import Opener, build_adapter, build_pair, build_task, in_chunks, task_options
 from fastav.training.clips import Clips, say_clips
 from fastav.training.config import DataConfig, OptimizerConfig, TrainConfig, TrainerConfig
 from fastav.training.errors import RunError
@@ -221,7 +221,7 @@ def load_run(path: str | Path, data: DataConfig | None = None) -> Loaded:
         raise ValueError(f"{folder.config} is not what this version of fastav writes: {error}") from error
     record = folder.read_record()
     pair = build_pair(config)
-    adapter = folder.load_adapter(config.method, visual=pair.visual, audio=pair.audio)
+    adapter = in_chunks(config, folder.load_adapter(config.method, visual=pair.visual, audio=pair.audio))
     folder.check_backbones(
         {modality: fingerprint(getattr(adapter, modality).module) for modality in record["backbones"]}
     )

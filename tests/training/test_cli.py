@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from fastav import FrozenBackbone
 from fastav.data import collate
 from fastav.training.arguments import train_config, train_parser
 from fastav.training.cli import main
@@ -185,6 +186,25 @@ def test_random_backbones_are_drawn_again_alike(ave_root, flags, tmp_path):
     assert main(["evaluate", str(tmp_path), "--split=val"]) == 0
     record = json.loads((tmp_path / "best" / "record.json").read_text())
     assert json.loads((tmp_path / "scores-val.json").read_text())["scores"]["accuracy"] == record["score"]
+
+
+def test_backbones_run_in_the_chunks_that_were_asked_for(ave_root, flags, tmp_path, monkeypatch):
+    """In training, and when the run is scored later."""
+    seen, at_once = set(), FrozenBackbone._at_once
+
+    def noted(self, x, ready):
+        seen.add((type(self.module).__name__, len(x)))
+        return at_once(self, x, ready)
+
+    monkeypatch.setattr(FrozenBackbone, "_at_once", noted)
+    arguments = ["--task=localization", f"--data.root={ave_root}", f"--output={tmp_path}", "--optimizer.epochs=1"]
+    assert main(["train", *arguments, *flags, "--visual.chunk=3", "--audio.chunk=4"]) == 0
+    trained, kinds = set(seen), {kind for kind, _ in seen}
+    assert len(kinds) == 2
+    assert {max(size for one, size in trained if one == kind) for kind in kinds} == {3, 4}
+    seen.clear()
+    assert main(["evaluate", str(tmp_path), "--split=val"]) == 0
+    assert {max(size for one, size in seen if one == kind) for kind in kinds} == {3, 4}
 
 
 def test_what_is_not_asked_about_is_swapped_in_training(qa_run, qa_root, flags, tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fastav import FrozenBackbone
 from fastav.cost import METHODS, Cost
 from fastav.training import cli
 
@@ -62,11 +63,27 @@ def test_what_does_not_go_with_the_backbones_is_named_and_the_rest_measured(tmp_
     assert [one["method"] for one in json.loads((tmp_path / "costs.json").read_text())] == ["frozen"]
 
 
+def test_chunks_are_said_and_used(tmp_path, capsys, monkeypatch):
+    seen, at_once = set(), FrozenBackbone._at_once
+
+    def noted(self, x, ready):
+        if len(x) > 2:  # not of the trial and the check
+            seen.add(len(x))
+        return at_once(self, x, ready)
+
+    monkeypatch.setattr(FrozenBackbone, "_at_once", noted)
+    flags = {"methods": '["mettle"]', "segments": "7", "visual.chunk": "3", "audio.chunk": "4"}
+    assert cli.main(arguments(tmp_path, **flags)) == 0
+    assert "frozen backbones run 3 frames and 4 sounds at a time" in capsys.readouterr().out
+    assert seen == {3, 4}
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
         ({"methods": '["metle"]'}, "--methods: there is no metle; choose among mettle, molt"),
         ({"device": "tpu9"}, "--device tpu9: torch knows no such device"),
+        ({"visual.chunk": "0"}, "chunk is 0, wanted at least 1"),
         ({"rounds": "1"}, "rounds is 1, wanted at least 2"),
         ({"visual.name": "vit_tinny"}, "timm has no model 'vit_tinny'"),
     ],
