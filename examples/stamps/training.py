@@ -16,6 +16,7 @@ from tqdm import tqdm
 from examples.stamps.examples import Examples
 from examples.stamps.methods import Model
 from fastav import backends, set_backend
+from fastav.cost import saved_for_backward
 
 LEARNING_RATE = 2e-3
 WARM_UP = 0.05  # of all steps
@@ -200,22 +201,14 @@ def _parameter_groups(model: Model, weight_decay: float, rate: float) -> list[di
 
 
 def _saved_bytes(model: Model, examples: Examples, batch: int) -> float:
-    """Count what autograd keeps for one step's backward, every storage once, parameters not counted."""
-    model = copy.deepcopy(model)  # which measures its taps in its first steps; those are to be the training's
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    sizes: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
+    """Bytes that autograd keeps for one step's backward, a clip."""
+    model = copy.deepcopy(model).train()  # which measures its taps in its first steps; those are to be the training's
     clips = torch.arange(min(batch, len(examples.split)))
     index = _of(examples, clips)
-    model.train()
-    with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+
+    def forward() -> Tensor:
         said, _ = model(examples, index)
-        loss = model.task.loss(said, examples.batch(index))
-    del loss
-    return sum(sizes.values()) / len(clips)
+        return model.task.loss(said, examples.batch(index))
+
+    with torch.random.fork_rng():
+        return sum(saved_for_backward(forward, model.parameters()).values()) / len(clips)
