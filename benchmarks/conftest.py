@@ -1,5 +1,6 @@
 """``pytest benchmarks`` ends with a report: figures as JSON, tables as Markdown, pictures."""
 
+import datetime
 import json
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from benchmarks.report import write_report
 from benchmarks.timing import copy_bandwidth, matmul_rate
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+MACHINE = pytest.StashKey[dict]()
+ABSENCES = pytest.StashKey[list]()
+WRITTEN = pytest.StashKey[bool]()
 
 
 @pytest.fixture(scope="session")
@@ -31,28 +35,54 @@ def pair(size):
 def pytest_addoption(parser):
     """Two flags of ours."""
     parser.addoption("--full", action="store_true", help="the AVE step also without a GPU: hours on a CPU")
-    parser.addoption("--report", type=Path, default=Path("out/benchmarks"), help="where JSON, tables and pictures go")
+    parser.addoption("--report", type=Path, help="folder for JSON, tables and pictures; else a new one of that date")
 
 
 def pytest_configure(config):
     """Let pytest-benchmark write its JSON where the report is, unless it was told another file."""
+    config.stash[MACHINE], config.stash[ABSENCES] = {}, []
+    if config.option.report is None:
+        date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d-%H%M%S")
+        config.option.report = Path("out/benchmarks") / date
     if config.option.benchmark_json is None and not config.option.benchmark_disable and not config.option.collectonly:
-        config.option.report.mkdir(parents=True, exist_ok=True)
         config.option.benchmark_json = str(config.option.report / "benchmarks.json")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def machine(pytestconfig):
+    """Where it is measured, and what the machine itself can do, before anything else keeps it busy."""
+    found = pytestconfig.stash[MACHINE]
+    found["environment"] = environment(DEVICE)
+    found["copy bandwidth"] = copy_bandwidth(DEVICE)
+    found["matmul rate"] = matmul_rate(DEVICE)
+    return found
+
+
+@pytest.fixture
+def absent(request, pytestconfig):
+    """Skip the test, and let the report say which method was not measured with which batch, and why."""
+
+    def skip(method, batch, reason):
+        pytestconfig.stash[ABSENCES].append({"method": method, "batch": batch, "reason": reason})
+        pytest.skip(reason)
+
+    return skip
+
+
 def pytest_benchmark_update_json(config, benchmarks, output_json):
-    """Add where it was measured, and what the machine itself can do."""
-    output_json["environment"] = environment(DEVICE)
-    output_json["copy bandwidth"] = copy_bandwidth(DEVICE)
-    output_json["matmul rate"] = matmul_rate(DEVICE)
+    """Add where it was measured, what the machine can do, and what was not measured."""
+    config.option.report.mkdir(parents=True, exist_ok=True)
+    Path(config.option.benchmark_json).parent.mkdir(parents=True, exist_ok=True)
+    output_json["machine_info"].pop("node", None)  # reports are shown around
+    output_json |= config.stash[MACHINE] | {"absences": config.stash[ABSENCES]}
+    config.stash[WRITTEN] = True
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter, config):
-    """Write the report from the JSON that was just closed."""
-    path = Path(config.option.benchmark_json or "")
-    if not path.is_file():
+    """Write the report from the JSON that was just closed, if it was."""
+    if not config.stash.get(WRITTEN, False):
         return
+    path = Path(config.option.benchmark_json)
     written = write_report(json.loads(path.read_text()), config.option.report)
     terminalreporter.write_line(f"report: {', '.join(map(str, [path, *written]))}")

@@ -3,7 +3,6 @@
 import datetime
 import os
 import platform
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 import fastav
 from benchmarks.contenders import vector_path
 from benchmarks.timing import last_level_cache
+from fastav.cost.where import device_name
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,14 +55,6 @@ def environment(device: torch.device) -> dict[str, str]:
         found["compiler"] = _first_line("g++", "--version")
         found["load"] = " ".join(f"{load:.2f}" for load in os.getloadavg()) + " (1, 5, 15 minutes, at the start)"
     return found
-
-
-def device_name(device: torch.device) -> str:
-    """The device's own name."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    told = re.search(r"^model name\s*:\s*(.+)$", _text("/proc/cpuinfo"), re.MULTILINE)
-    return told[1] if told else platform.machine() + " CPU"
 
 
 def commit() -> str:

@@ -6,13 +6,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from fastav.cost import OURS
 from fastav.cost.report import TITLES
 
 _STYLES: dict[str, dict[str, Any]] = {
     "mettle": {"color": "#e07b39", "marker": "o"},
     "lavish": {"color": "#4c6a92", "marker": "s"},
 }
-_OURS = ("mettle", "molt")
 
 
 def draw_scaling(points: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -47,11 +47,11 @@ def draw_roofline(ops: Sequence[Mapping[str, Any]], copy: float, products: float
     panel = figure.subplots()
     counted = [one for one in ops if one["operations"]]
     intensities = [one["operations"] / one["bytes"] for one in counted]
-    low, high = min(intensities) / 4, max(4 * max(intensities), 4 * products / copy)
     knee = products / copy
+    low, high = min(*intensities, knee) / 6, 4 * max(*intensities, knee)
     panel.plot([low, knee, high], [low * copy / 1e9, products / 1e9, products / 1e9], color="black", linewidth=1)
-    panel.annotate(f"copy, {copy / 1e9:.0f} GB/s", (low * 1.1, low * 1.5 * copy / 1e9), fontsize=8)
-    panel.annotate(f"products, {products / 1e9:.0f} GFLOP/s", (knee, 1.1 * products / 1e9), fontsize=8)
+    panel.annotate(f"copy, {copy / 1e9:.0f} GB/s", (low * 1.4, low * 1.2 * copy / 1e9), fontsize=8)
+    panel.annotate(f"PyTorch's products, {products / 1e9:.0f} GFLOP/s", (knee, 1.06 * products / 1e9), fontsize=8)
     colours = {by: f"C{i}" for i, by in enumerate(dict.fromkeys(one["by"] for one in counted))}
     for one, intensity in zip(counted, intensities, strict=True):
         rate = one["operations"] / one["stats"]["median"] / 1e9
@@ -60,8 +60,8 @@ def draw_roofline(ops: Sequence[Mapping[str, Any]], copy: float, products: float
                    markersize=9 if one["by"] == "ours" else 6)  # fmt: skip
     for by, colour in colours.items():
         panel.plot([], [], "o", color=colour, label=by)
-    panel.plot([], [], "o", color="grey", label="forward")
-    panel.plot([], [], "s", color="grey", label="forward + backward")
+    for marker, direction in (("o", "forward"), ("s", "forward + backward")):
+        panel.plot([], [], marker, color="black", markerfacecolor="none", label=direction)
     panel.set(xscale="log", yscale="log", xlabel="operations a byte that must move", ylabel="GFLOP/s")
     panel.legend(frameon=False, fontsize=8, loc="lower right")
     panel.spines[["top", "right"]].set_visible(False)
@@ -74,7 +74,7 @@ def draw_accuracy(methods: Sequence[Mapping[str, Any]], path: Path) -> None:
     panel = figure.subplots()
     for one in methods:
         x, y = one["saved"] / 1e6, one["accuracy"]
-        colour = "#e07b39" if one["method"] in _OURS else "#4c6a92"
+        colour = "#e07b39" if one["method"] in OURS else "#4c6a92"
         panel.errorbar(x, y, yerr=one["deviation"], fmt="o", color=colour, capsize=3)
         panel.annotate(one["title"], (x, y), xytext=(6, 5), textcoords="offset points", fontsize=8)
     panel.set(xscale="log", xlabel="MB a training step keeps for backward, one clip", ylabel="accuracy, percent")

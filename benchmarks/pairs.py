@@ -1,7 +1,8 @@
 """Pairs of backbones with random weights, whose methods are compared."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fastav.cost.methods import random_inputs
+
+#: K = 8 query tokens a tap and as many rows of one head, of Mettle and MoLT on the AVE step.
+AVE: Mapping[str, Any] = {"num_tokens": 8, "heads": 1}
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,7 @@ class Size:
         segments: T.
         dtype: of the backbones.
         memory: bytes that a step's peak may be for the largest batch; None for what the device has.
+        ours: fields of Mettle's and MoLT's configurations.
     """
 
     name: str
@@ -30,6 +35,7 @@ class Size:
     segments: int
     dtype: torch.dtype
     memory: int | None
+    ours: Mapping[str, Any] = field(default_factory=dict)
 
 
 def build(size: Size, device: torch.device) -> tuple[nn.Module, nn.Module]:
@@ -47,11 +53,16 @@ def inputs(pair: tuple[nn.Module, nn.Module], clips: int, segments: int) -> tupl
 def size_for(device: torch.device, *, full: bool) -> Size:
     """The AVE step on a GPU or where it is asked for; else a smaller pair."""
     if device.type == "cuda":
-        return Size("AVE step", _swin_large, _htsat, 10, torch.bfloat16, None)
+        return Size("AVE step", _swin_large, _htsat, 10, torch.bfloat16, None, AVE)
     if full:
-        return Size("AVE step", _swin_large, _htsat, 10, torch.float32, 12 << 30)
+        return Size("AVE step", _swin_large, _htsat, 10, torch.float32, half_of_memory(), AVE)
     name = "Swin-V2-T at 128 px and HTS-AT at a quarter of its spectrogram"
-    return Size(name, _swin_tiny, _htsat_quarter, 3, torch.float32, 384 << 20)
+    return Size(name, _swin_tiny, _htsat_quarter, 2, torch.float32, 384 << 20)
+
+
+def half_of_memory() -> int:
+    """Bytes: half of what this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _swin(name: str, **options: Any) -> nn.Module:

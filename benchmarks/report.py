@@ -1,4 +1,4 @@
-"""From pytest-benchmark's JSON to a report that can be read: ``python -m benchmarks.report benchmarks.json``.
+"""From pytest-benchmark's JSON to a report that can be read: ``python -m benchmarks.report benchmarks.json ...``.
 
 ``pytest benchmarks`` calls it by itself. It writes ``report.md`` and its pictures: where memory and time go, how both
 grow, how far the ops are from what the machine can do, and accuracy beside memory as ``python -m
@@ -14,8 +14,8 @@ from typing import Any
 
 from benchmarks import figures
 from benchmarks.device_report import duration
-from fastav.cost import Cost
-from fastav.cost.report import TITLES, cost_table, draw_costs, parts_table
+from fastav.cost import OURS, Cost
+from fastav.cost.report import TITLES, cost_table, draw_costs, notes, parts_table
 from fastav.cost.tables import aligned
 
 #: Where accuracy and cost of every method lie that were measured with the demo's clips.
@@ -23,19 +23,34 @@ ACCURACY = Path(__file__).parent / "results" / "accuracy.json"
 
 #: What the table of methods means, said once.
 _LEGEND = (
-    "One head for all, event localisation. *Blocks passed*: into the outputs of how many of the backbones' blocks a "
-    "gradient comes. *Trainable* are the method's own parameters, *% of all* counts the head too. *Saved*: what "
-    "autograd keeps for backward, every storage once, without parameters and inputs. *Peak*: of a training step's "
-    "memory, over model, optimizer and inputs. *Of frozen*: the median over rounds of a step's time over the two "
-    "frozen backbones' forward in the same round. LAVISH runs the visual backbone for both modalities and no audio one."
+    "Event localisation's head for all, which reads K tokens of ours and one of the peers', and so has other sizes. "
+    "*Blocks passed*: into the outputs of how many of the backbones' blocks a gradient comes. *Trainable* are the "
+    "method's own parameters, *% of all* counts the head too. *Saved*: what autograd is given to keep for backward, "
+    "every storage once, without parameters and inputs. *Peak*: of a training step's memory, over model, optimizer "
+    "and inputs. *Of frozen*: the median over rounds of a step's time over the two "
+    "frozen backbones' forward in the same round, *IQR* the distance between its quartiles. LAVISH runs the visual "
+    "backbone for both modalities and no audio one."
 )
+
+
+def together(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Several runs as one; the first one's machine and date.
+
+    Raises:
+        ValueError: runs of several machines or versions.
+    """
+    for name in ("device", "torch", "fastav"):
+        if len(told := sorted({run["environment"].get(name, "?") for run in runs})) > 1:
+            raise ValueError(f"the runs are of {name} {' and '.join(told)}; a report is of one")
+    lists = {key: [one for run in runs for one in run.get(key, [])] for key in ("benchmarks", "absences")}
+    return {**runs[0], **lists}
 
 
 def write_report(values: Mapping[str, Any], folder: Path, accuracy: Path = ACCURACY) -> list[Path]:
     """Write ``report.md`` and its pictures.
 
     Args:
-        values: the JSON that ``pytest benchmarks`` writes.
+        values: what ``pytest benchmarks`` wrote as JSON, or several such :func:`together`.
         folder: where to.
         accuracy: the file that ``examples.stamps.peers`` writes; without it there is no such chapter.
 
@@ -43,27 +58,29 @@ def write_report(values: Mapping[str, Any], folder: Path, accuracy: Path = ACCUR
         What was written, the report first.
     """
     found = [dict(one["extra_info"], stats=one["stats"]) for one in values["benchmarks"]]
-    methods = [one for one in found if one.get("kind") == "method"]
+    methods = costs_of(values)
     scaling = [one for one in found if one.get("kind") == "scaling"]
     ops = [one for one in found if one.get("kind") == "op"]
     where = values["environment"]
     parts = [f"# What training costs: {where['device']}, {where['date']}"]
     pictures: list[Path] = []
-    for batch in dict.fromkeys(one["batch"] for one in methods):
-        some = [one for one in methods if one["batch"] == batch]
-        costs = [_cost(one) for one in some]
+    for batch in dict.fromkeys(one["batch"] for one, _ in methods):
+        some = [(one, cost) for one, cost in methods if one["batch"] == batch]
+        costs = [cost for _, cost in some]
         name = f"costs-{batch.replace(' ', '-')}.png"
-        title = f"{some[0]['size']}, {costs[0].segments} segments a clip, {_batch(some[0])}"
+        title = f"{some[0][0]['size']}, {costs[0].segments} segments a clip, {_batch(some[0][0])}"
         draw_costs(costs, folder / name, title)
         pictures.append(folder / name)
         parts.append(_methods(title, costs, name))
-        if absent := [TITLES[name] for name in dict.fromkeys(one["method"] for one in methods)
-                      if name not in {cost.method for cost in costs}]:  # fmt: skip
-            parts.append(f"Not even one clip fits: {', '.join(absent)}.")
+        parts += [f"{TITLES[one['method']]} was not measured: {one['reason']}."
+                  for one in values["absences"] if one["batch"] == batch]  # fmt: skip
     if scaling:
         figures.draw_scaling(scaling, folder / "scaling.png")
         pictures.append(folder / "scaling.png")
         parts.append(f"## How a step grows\n\n![scaling](scaling.png)\n\n{_scaling(scaling)}")
+    batches = {one["batch"] for one, _ in methods}
+    parts += [f"{TITLES[one['method']]}, {one['batch']}, was not measured: {one['reason']}."
+              for one in values["absences"] if one["batch"] not in batches]  # fmt: skip
     if any(one["operations"] for one in ops):
         figures.draw_roofline(ops, values["copy bandwidth"], values["matmul rate"], folder / "roofline.png")
         pictures.append(folder / "roofline.png")
@@ -80,6 +97,12 @@ def write_report(values: Mapping[str, Any], folder: Path, accuracy: Path = ACCUR
     return [report, *pictures]
 
 
+def costs_of(values: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Cost]]:
+    """Every method that was measured in a run: all that is said of it, and its cost."""
+    infos = [one["extra_info"] for one in values["benchmarks"] if one["extra_info"].get("kind") == "method"]
+    return [(info, Cost.from_dict({name: info[name] for name in Cost.__dataclass_fields__})) for info in infos]
+
+
 def _batch(one: Mapping[str, Any]) -> str:
     """In words."""
     if one["batch"] != "largest":
@@ -87,28 +110,22 @@ def _batch(one: Mapping[str, Any]) -> str:
     return "the largest batch that fits" + (f" into {one['memory'] >> 20} MiB" if one["memory"] else "")
 
 
-def _cost(one: Mapping[str, Any]) -> Cost:
-    return Cost.from_dict({name: one[name] for name in Cost.__dataclass_fields__})
-
-
 def _methods(title: str, costs: Sequence[Cost], picture: str) -> str:
     lines = [f"## {title}", f"![where memory and time go]({picture})", cost_table(costs, markdown=True), _LEGEND]
-    if silent := {cost.no_joules for cost in costs} - {""}:
-        lines.append(f"Energy: {'; '.join(sorted(silent))}.")
-    lines += ["Where it goes:", parts_table(costs, markdown=True), _against_lavish(costs)]
+    lines += [*notes(costs), "Where it goes:", parts_table(costs, markdown=True), _against_lavish(costs)]
     return "\n\n".join(line for line in lines if line)
 
 
 def _against_lavish(costs: Sequence[Cost]) -> str:
     """Ours as a share of the peers', where they were measured with as many clips."""
-    own = [cost for cost in costs if cost.method in ("mettle", "molt")]
+    own = [cost for cost in costs if cost.method in OURS]
     peers = [cost for cost in costs if cost.method in ("lavish", "dg-sct")]
     rows = [
         (
             TITLES[a.method],
             TITLES[b.method],
             f"{a.saved_bytes / b.saved_bytes:.3f}",
-            "-" if not a.peak.bytes or not b.peak.bytes else f"{a.peak.bytes / b.peak.bytes:.3f}",
+            f"{a.peak.bytes / b.peak.bytes:.3f}",
             f"{a.over_frozen.median / b.over_frozen.median:.3f}",
         )
         for a in own
@@ -125,7 +142,7 @@ def _scaling(points: Sequence[Mapping[str, Any]]) -> str:
             one["axis"],
             one["value"],
             f"{one['saved'] / 1e6:.1f}",
-            "-" if one["peak"] is None else f"{one['peak'] / 1e6:.1f}",
+            f"{one['peak'] / 1e6:.1f}",
             f"{one['step'] * 1e3:.0f}",
             f"{one['over frozen']:.2f}",
         )
@@ -150,7 +167,7 @@ def _ops(ops: Sequence[Mapping[str, Any]], copy: float, products: float) -> str:
     ]
     head = ("call", "direction", "by", "median", "IQR", "GB/s", "of copy")
     said = (
-        f"In this run a copy moves {copy / 1e9:.1f} GB/s, read and written, and a large product does "
+        f"In this run a copy moves {copy / 1e9:.1f} GB/s, read and written, and PyTorch's fastest product does "
         f"{products / 1e9:.0f} GFLOP/s. Bytes are those that any contender must move."
     )
     picture = "![roofline](roofline.png)\n\n" if any(one["operations"] for one in ops) else ""
@@ -158,15 +175,18 @@ def _ops(ops: Sequence[Mapping[str, Any]], copy: float, products: float) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the report of a JSON."""
+    """Write the report of some JSON, with all of it in one file if it goes elsewhere."""
     parser = argparse.ArgumentParser("python -m benchmarks.report", description=__doc__.splitlines()[0])
-    parser.add_argument("json", type=Path, help="what pytest benchmarks wrote")
-    parser.add_argument("--out", type=Path, help="the folder to write to; the JSON's own if it is not given")
+    parser.add_argument("json", type=Path, nargs="+", help="what pytest benchmarks wrote, of one machine")
+    parser.add_argument("--out", type=Path, help="the folder to write to; the first JSON's own if it is not given")
     parser.add_argument("--accuracy", type=Path, default=ACCURACY, help="what examples.stamps.peers wrote")
     options = parser.parse_args(arguments)
-    folder = options.out or options.json.parent
+    folder = options.out or options.json[0].parent
     folder.mkdir(parents=True, exist_ok=True)
-    written = write_report(json.loads(options.json.read_text()), folder, options.accuracy)
+    values = together([json.loads(path.read_text()) for path in options.json])
+    if options.out:
+        (folder / "benchmarks.json").write_text(json.dumps(values, indent=1) + "\n")
+    written = write_report(values, folder, options.accuracy)
     print("\n".join(map(str, written)))
     return 0
 

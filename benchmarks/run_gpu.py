@@ -1,12 +1,12 @@
 """Prove and measure everything on the GPU at hand: ``python -m benchmarks.run_gpu``.
 
-First the checks (:mod:`benchmarks.checks`), then every contender on every op, the side branch as a whole, training
-steps, and a profile of the call that is furthest from the copy bandwidth. The report goes to
-``benchmarks/results/<device>/<date>.json`` and ``.md``. Then every method at the AVE step, ours and the peers', and how
-its cost grows, which ``pytest benchmarks`` measures: their report goes to the folder of that name beside it. ``--part``
-does one of the two. The exit status is 1 if a check fails or fastav's own ops
-cannot be timed, and 2 without a GPU. ``--smoke`` does all of it at small sizes on any device, to see that it runs: on a
-CPU, with ``TRITON_INTERPRET=1`` and ``FASTAV_BACKEND=triton``, in Triton's interpreter.
+First what ``pytest benchmarks`` does, in a process of its own: every method at the AVE step, ours and the peers', each
+checked, how its cost grows, and the ops under the roofline; to ``benchmarks/results/<device>/<date>-methods``. Then the
+checks of the ops (:mod:`benchmarks.checks`), every contender on every op by the device's own clock, the side branch as
+a whole, training steps, and a profile of the call that is furthest from the copy bandwidth; to ``<date>.json`` and
+``.md`` beside it. ``--part`` does one of the two. The exit status is 1 if a check fails or fastav's own ops cannot be
+timed, and 2 without a GPU. ``--smoke`` does all of it at small sizes on any device, to see that it runs: on a CPU, with
+``TRITON_INTERPRET=1`` and ``FASTAV_BACKEND=triton``, in Triton's interpreter.
 """
 
 import argparse
@@ -31,8 +31,8 @@ from benchmarks.workloads import FULL, TINY, workloads
 
 RESULTS = Path(__file__).parent / "results"
 
-#: The ops with the side branch, and the methods as a whole.
-PARTS = ("ops", "methods")
+#: What ``pytest benchmarks`` measures, and the ops with the side branch.
+PARTS = ("methods", "ops")
 
 
 def full_scale(device: torch.device) -> checks.Scale:
@@ -58,10 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     failed = []
+    if "methods" in options.part:  # first, while this process holds nothing of the device's memory
+        failed += run_methods(device, options.results, smoke=options.smoke)
     if "ops" in options.part:
         failed += run_ops(device, options.results, 3 if options.smoke else options.rounds, smoke=options.smoke)
-    if "methods" in options.part:
-        failed += run_methods(device, options.results, smoke=options.smoke)
     print("\n".join(f"FAILED {line}" for line in failed))
     return int(bool(failed))
 
@@ -88,15 +88,14 @@ def run_ops(device: torch.device, results: Path, rounds: int, *, smoke: bool) ->
 
 
 def run_methods(device: torch.device, results: Path, *, smoke: bool) -> list[str]:
-    """Measure every method in a process of its own, by ``pytest benchmarks``; what failed."""
+    """Do what ``pytest benchmarks`` does, in a process of its own; what failed."""
     folder = places(results, environment(device), "-methods")[0].with_suffix("")
     command = [sys.executable, "-m", "pytest", "-q", "--benchmark-quiet", "--report", str(folder)]
-    command += ["benchmarks/test_methods.py", "benchmarks/test_scaling.py"]
     # In the interpreter our own ops would take minutes on real backbones.
-    command += ["-k", "frozen and one"] if smoke else ["--full"]
+    command += ["benchmarks/test_methods.py", "-k", "frozen and one"] if smoke else ["benchmarks", "--full"]
     done = subprocess.run(command, cwd=ROOT, check=False)
     print(f"written to {os.path.relpath(folder)}")
-    return [f"the methods: pytest ended with {done.returncode}"] if done.returncode else []
+    return [f"pytest benchmarks ended with {done.returncode}"] if done.returncode else []
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import torch
 
 from benchmarks.contenders import CONTENDERS, UnavailableError
 from benchmarks.measure import checked
-from benchmarks.timing import copy_bandwidth
 from benchmarks.volume import operations
 from benchmarks.workloads import DIRECTIONS, sizing_for, workloads
 from fastav.cost.timing import clock
@@ -20,16 +19,10 @@ PAIRS = [(name, contender) for name, w in WORKLOADS.items() for contender in CON
 ROUNDS = 20 if DEVICE.type == "cuda" else 5
 
 
-@pytest.fixture(scope="session")
-def bandwidth() -> float:
-    """Bytes a second of a large copy."""
-    return copy_bandwidth(DEVICE)
-
-
 @pytest.mark.benchmark(timer=clock(DEVICE))
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize(("case", "contender"), PAIRS, ids=[f"{case}-{contender}" for case, contender in PAIRS])
-def test_op(benchmark, bandwidth, case, contender, direction):
+def test_op(benchmark, machine, case, contender, direction):
     """Check one contender, time it over clones that outlast the caches, and note what it moves."""
     workload = WORKLOADS[case]
     try:
@@ -55,6 +48,6 @@ def test_op(benchmark, bandwidth, case, contender, direction):
             "bytes": moved,
             "operations": operations(workload.case, "forward" if direction == "forward" else "both"),
             "GB/s": moved / median / 1e9,
-            "share of copy bandwidth": moved / median / bandwidth,
+            "share of copy bandwidth": moved / median / machine["copy bandwidth"],
             "iqr": benchmark.stats.stats.iqr,
         }

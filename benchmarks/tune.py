@@ -22,10 +22,10 @@ import torch
 from triton.errors import TritonError
 
 from benchmarks.contenders import ours
-from benchmarks.environment import device_name
 from benchmarks.recording import counting
 from benchmarks.workloads import DIRECTIONS, FULL, Workload, workloads
 from fastav.cost.timing import measure
+from fastav.cost.where import device_name
 from fastav.kernels import launch
 
 TABLE = Path(launch.__file__).parent / "blocks.json"

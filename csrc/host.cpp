@@ -2,12 +2,10 @@
 #include "host.h"
 
 #include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
-#include <exception>
-#include <new>
 
 namespace fastav {
 
@@ -17,16 +15,18 @@ constexpr int64_t ALIGNMENT = 64;
 
 }  // namespace
 
-Scratch::Scratch(int64_t bytes) : data_(nullptr) {
+// A tensor, which torch aligns to 64 bytes: whoever counts its memory counts this too.
+Scratch::Scratch(int64_t bytes) : data_(nullptr), owner_(nullptr) {
     if (bytes == 0) return;
-    const int64_t whole = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    data_ = static_cast<char*>(std::aligned_alloc(ALIGNMENT, static_cast<size_t>(whole)));
-    if (data_ == nullptr) throw std::bad_alloc();
+    auto* const owner = new torch::stable::Tensor(torch::stable::empty(
+        {bytes}, torch::headeronly::ScalarType::Byte, std::nullopt, torch::stable::Device(torch::headeronly::DeviceType::CPU)));
+    owner_ = owner;
+    data_ = static_cast<char*>(owner->data_ptr());
 }
 
-Scratch::Scratch(Scratch&& other) noexcept : data_(other.data_) { other.data_ = nullptr; }
+Scratch::Scratch(Scratch&& other) noexcept : data_(other.data_), owner_(other.owner_) { other.owner_ = nullptr; }
 
-Scratch::~Scratch() { std::free(data_); }
+Scratch::~Scratch() { delete static_cast<torch::stable::Tensor*>(owner_); }
 
 void parallel(int64_t items, int64_t bytes, void (*body)(void*, int64_t, char*), void* context) {
     if (items == 0) return;

@@ -44,6 +44,7 @@ public:
 
 private:
     char* data_;
+    void* owner_;  // what frees it
 };
 
 // ---- the five ops' arguments ---------------------------------------------------------------------------------------

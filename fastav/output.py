@@ -14,8 +14,8 @@ class AdapterOutput(NamedTuple):
         visual: (B, T, K, W), each segment's visual tokens, all layers fused.
         audio: (B, T, K, W), each segment's audio tokens, all layers fused.
         aux_loss: scalar, to be added to the task's loss; zero where the method has no term of its own.
-        features: with injection, the visual feature maps that learned tokens were injected into, in network order,
-            finest first: (B, T, h, w, D) each; none otherwise.
+        features: for dense tasks the visual feature maps, in network order, finest first: (B, T, h, w, D) each. An
+            adapter's are those that it injects learned tokens into, a baseline's those of the ends of the stages.
         router: MoLT's (B, T, L, 2): how much each layer takes of its uni-modal and of its cross-modal tokens; visual
             layers first. None for other methods.
         fusion: MoLT's (B, T, K, L_visual) and (B, T, K, L_audio): how much each layer gives to each token. None for

@@ -57,7 +57,7 @@ class Adapted(nn.Module):
 
 
 class Live(nn.Module):
-    """A peer's method, run through the backbones themselves: products in bfloat16, as mixed precision has it."""
+    """A peer's method, run through the backbones themselves."""
 
     def __init__(self, adapter: Baseline) -> None:
         super().__init__()
@@ -65,10 +65,7 @@ class Live(nn.Module):
 
     def forward(self, split: Split, clips: Pairs) -> AdapterOutput:
         """Tokens (B, T, 1, W) of B clips."""
-        inputs = split.inputs(clips)
-        with torch.autocast("cpu", torch.bfloat16):
-            out = self.adapter(*inputs)
-        return out._replace(visual=out.visual.float(), audio=out.audio.float(), aux_loss=out.aux_loss.float())
+        return self.adapter(*split.inputs(clips))
 
 
 class Backbones(NamedTuple):

@@ -1,17 +1,19 @@
 """Accuracy beside cost: every method on localisation, those that run through the backbones too.
 
-``python -m examples.stamps.peers`` trains each method with some learning rates, chooses one on validation, and runs it
-with more seeds. Every run is kept as a file, so that a command that was broken off goes on where it was. The peers take
-hours on two cores: they train through the backbones.
+``python -m examples.stamps.peers`` trains each method with three learning rates, a factor of three apart: first with
+the one below, then with the next higher one, then with the next one on the side that validation prefers. The best goes
+on with more seeds. Every run is kept as a file, so that a command that was broken off goes on where it was. The peers
+take hours on two cores: they train through the backbones.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,26 +33,28 @@ from examples.stamps.training import train
 from fastav.baselines import create_baseline
 from fastav.cost import METHODS, Cost, random_inputs
 from fastav.cost.profile import profile
+from fastav.cost.where import where
 from fastav.tasks import LocalizationTask
 
-SIZES = {"train": 240, "validation": 60, "test": 150}
+SIZES = {"train": 320, "validation": 60, "test": 150}
 IMAGE_SIZE = 98  # pixels, 7 x 7 patches: what two cores can train through
-EPOCHS = 12
-BATCH = 8
+EPOCHS = 2
+BATCH = 2
 
-#: Learning rates that each method is tried with, two each; heads and read-outs always have the demo's.
-RATES: dict[str, tuple[float, float]] = {
-    POOLED: (2e-3, 5e-3),
-    METTLE: (1e-3, 2e-3),
-    MOLT: (1e-3, 2e-3),
-    "frozen": (2e-3, 5e-3),
-    "ladder": (5e-4, 2e-3),
-    "lora": (3e-4, 1e-3),
-    "naive": (3e-4, 1e-3),
-    "lavish": (3e-4, 1e-3),
-    "dg-sct": (3e-4, 1e-3),
-    "full": (3e-5, 1e-4),
+#: The learning rate that each method is tried with first; heads always have the demo's.
+RATES: dict[str, float] = {
+    POOLED: 2e-3,
+    METTLE: 1e-3,
+    MOLT: 1e-3,
+    "frozen": 2e-3,
+    "ladder": 1e-3,
+    "lora": 3e-4,
+    "naive": 1e-3,
+    "lavish": 1e-3,
+    "dg-sct": 1e-3,
+    "full": 3e-5,
 }
+FACTOR = 3  # from one rate to the next
 
 
 def main() -> None:
@@ -58,17 +62,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m examples.stamps.peers", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/peers"), help="where the runs are kept")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each method with the rate that was chosen")
-    parser.add_argument("--methods", nargs="+", default=list(RATES), choices=list(RATES), help="these alone")
+    parser.add_argument("--methods", nargs="+", choices=list(RATES), help="run these alone, and write no table")
     options = parser.parse_args()
-    exercise = localization(SIZES, IMAGE_SIZE)
-    runs: dict[str, list[Outcome]] = {}
-    for seed in range(options.seeds):
-        for method in options.methods:
-            runs[method] = outcomes(exercise, method, seed + 1, options.out)
-            print(f"{method}: {seed + 1} seed(s) are there", flush=True)
+    paths, missing = fetch_all([VISION_WEIGHTS, AUDIO_WEIGHTS, STAMPS, PHOTOS])
+    if missing:
+        raise SystemExit("\n".join([*map(str, missing), "without them there is nothing to compare"]))
+    exercise = localization(SIZES, IMAGE_SIZE, paths)
+    for count in range(options.seeds):
+        for method in options.methods or RATES:
+            outcomes(partial(outcome, exercise, method, folder=options.out), RATES[method], count + 1)
+            print(f"{method}: {count + 1} seed(s) are there", flush=True)
+    if options.methods:
+        return
+    runs = kept(options.out, options.seeds)
     split = exercise.examples["train"].split
     written = write_accuracy(options.out, runs, costs(split.visual.module, split.audio.module), notes(SIZES))
     print("\n".join(map(str, written)))
+
+
+def kept(folder: Path, seeds: int) -> dict[str, list[Outcome]]:
+    """The runs of all methods of which all runs are there."""
+    found = {}
+    for method in RATES:
+        with suppress(FileNotFoundError):
+            found[method] = outcomes(partial(read, method, folder=folder), RATES[method], seeds)
+    return found
 
 
 def costs(visual: nn.Module, audio: nn.Module) -> dict[str, Cost]:
@@ -90,19 +108,15 @@ def notes(sizes: dict[str, int]) -> str:
     """How it was measured."""
     return (
         f"Localisation on composed clips of {IMAGE_SIZE} px: {sizes['train']} to train on, {sizes['validation']} to "
-        f"choose the epoch and the learning rate, of two for each method, {sizes['test']} to test; {EPOCHS} epochs, "
-        f"{BATCH} clips a step, one head and schedule for all. Mettle, MoLT and the mean-pooled features read taps "
-        f"stored in 16 bits; the others run through the backbones, products in bfloat16. Costs are of one clip in "
-        f"float32, straight from pixels and sound. {platform.machine()}, {torch.get_num_threads()} threads, torch "
-        f"{torch.__version__}, fastav {fastav.__version__}."
+        f"choose the epoch and the learning rate, of three for each method, {sizes['test']} to test; {EPOCHS} epochs, "
+        f"{BATCH} clips a step, one schedule for all, and one head, which reads K tokens of ours and one of the "
+        f"others'. All in float32; Mettle, MoLT and the mean-pooled features read taps stored in 16 bits. Costs are of "
+        f"one clip, straight from pixels and sound. {where(torch.device('cpu'))}."
     )
 
 
-def localization(sizes: dict[str, int], image_size: int) -> Exercise:
+def localization(sizes: dict[str, int], image_size: int, paths: dict[str, Path]) -> Exercise:
     """Localisation with all methods: the demo's own from stored taps, the peers through the backbones."""
-    paths, missing = fetch_all([VISION_WEIGHTS, AUDIO_WEIGHTS, STAMPS, PHOTOS])
-    for problem in missing:
-        print(f"\nNOT AVAILABLE: {problem}\n")
     studio = Studio(
         load_material(paths.get(STAMPS.name), paths.get(PHOTOS.name)),
         paths.get(VISION_WEIGHTS.name),
@@ -124,20 +138,51 @@ def localization(sizes: dict[str, int], image_size: int) -> Exercise:
     return exercise
 
 
-def outcomes(exercise: Exercise, method: str, seeds: int, folder: Path) -> list[Outcome]:
-    """The runs of one method: with the first seed at every rate, with the others at the rate that was best."""
-    first = [outcome(exercise, method, rate, 0, folder) for rate in RATES[method]]
-    chosen = max(first, key=lambda run: run.validation)
-    return [chosen, *(outcome(exercise, method, chosen.rate, seed, folder) for seed in range(1, seeds))]
+def outcomes(run: Callable[[float, int], Outcome], rate: float, seeds: int) -> list[Outcome]:
+    """The runs of one method: the first seed at three rates, the others at the one that was best on validation.
+
+    Args:
+        run: gives the outcome of a rate and a seed.
+        rate: the one to begin with.
+        seeds: how many.
+    """
+    low, high = run(rate, 0), run(FACTOR * rate, 0)
+    rising = high.validation > low.validation
+    third = run(FACTOR**2 * rate if rising else rate / FACTOR, 0)
+    best = max((low, high, third), key=lambda one: one.validation)
+    return [best, *(run(best.rate, seed) for seed in range(1, seeds))]
 
 
-def outcome(exercise: Exercise, method: str, rate: float, seed: int, folder: Path) -> Outcome:
+def settings() -> dict[str, Any]:
+    """What a run depends on beside method, rate, seed and code."""
+    return {"sizes": SIZES, "image_size": IMAGE_SIZE, "epochs": EPOCHS, "batch": BATCH, "fastav": fastav.__version__}
+
+
+def path_of(folder: Path, method: str, rate: float, seed: int) -> Path:
+    """Where a run is kept."""
+    return folder / "runs" / f"{method.replace(' ', '_')}-{rate:.3g}-{seed}.json"
+
+
+def read(method: str, rate: float, seed: int, *, folder: Path) -> Outcome:
+    """A run that was kept.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it was run with other settings.
+    """
+    path = path_of(folder, method, rate, seed)
+    values = json.loads(path.read_text())
+    if (were := values.pop("settings")) != settings():
+        raise ValueError(f"{path} was run with {were}, wanted {settings()}; give another --out, or delete it")
+    return Outcome(**values)
+
+
+def outcome(exercise: Exercise, method: str, rate: float, seed: int, *, folder: Path) -> Outcome:
     """One run: as it was kept, or run now and kept."""
-    path = folder / "runs" / f"{method.replace(' ', '_')}-{rate:g}-{seed}.json"
-    if path.is_file():
-        return Outcome(**json.loads(path.read_text()))
+    with suppress(FileNotFoundError):
+        return read(method, rate, seed, folder=folder)
     run = train(
-        f"{method}, rate {rate:g}",
+        f"{method}, rate {rate:.3g}",
         exercise.methods[method],
         exercise.examples,
         epochs=EPOCHS,
@@ -146,6 +191,7 @@ def outcome(exercise: Exercise, method: str, rate: float, seed: int, folder: Pat
         seed=seed,
         rate=rate,
     )
+    head = sum(p.numel() for p in run.model.task.parameters())
     found = Outcome(
         method,
         rate,
@@ -153,11 +199,14 @@ def outcome(exercise: Exercise, method: str, rate: float, seed: int, folder: Pat
         max(run.monitored),
         run.scores["test"],
         run.of_clips.tolist(),
-        run.trainable,
+        run.trainable - head,
+        head,
+        run.losses[-1],
         run.seconds_per_epoch,
     )
+    path = path_of(folder, method, rate, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(found), indent=1) + "\n")
+    path.write_text(json.dumps({**asdict(found), "settings": settings()}, indent=1) + "\n")
     return found
 
 

@@ -24,7 +24,9 @@ class Outcome:
         validation: the best epoch's score on validation, in percent.
         test: that epoch's scores on the test split, in percent.
         of_clips: each test clip's own accuracy.
-        trainable: parameters.
+        trainable: parameters, without the head's.
+        head: the head's.
+        loss: of the last epoch in training.
         seconds_per_epoch: median.
     """
 
@@ -35,6 +37,8 @@ class Outcome:
     test: dict[str, float]
     of_clips: list[float]
     trainable: int
+    head: int
+    loss: float
     seconds_per_epoch: float
 
 
@@ -60,13 +64,15 @@ def write_accuracy(
                 _spread(accuracy),
                 _spread(recall),
                 f"{some[0].rate:g}",
+                f"{statistics.mean(run.loss for run in some):.2f}",
                 f"{some[0].trainable:,}",
+                f"{some[0].head:,}",
                 *(
                     ("-", "-", "-", "-")
                     if cost is None
                     else (
                         f"{cost.saved_bytes / 1e6:.1f}",
-                        "-" if cost.peak.bytes is None else f"{cost.peak.bytes / 1e6:.0f}",
+                        f"{cost.peak.bytes / 1e6:.0f}",
                         f"{cost.step.median * 1e3:.0f}",
                         f"{cost.over_frozen.median:.2f}",
                     )
@@ -89,7 +95,9 @@ def write_accuracy(
         "accuracy",
         "mismatched recall",
         "rate",
+        "last loss",
         "trainable",
+        "head",
         "saved MB",
         "peak MB",
         "step ms",

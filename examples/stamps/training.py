@@ -21,6 +21,7 @@ from fastav.cost import saved_for_backward
 LEARNING_RATE = 2e-3
 WARM_UP = 0.05  # of all steps
 CLIP_NORM = 1.0
+READ_OUT = "adapter.read_"  # how the names of a peer's read-out begin
 
 
 @dataclass
@@ -72,7 +73,8 @@ def train(
         batch: clips in a step, with all their examples.
         weight_decay: of matrices.
         seed: of the weights, the order and dropout.
-        rate: learning rate of what the source of tokens learns; of read-outs and heads it is always the same.
+        rate: learning rate of what the source of tokens learns. Of heads it is always the same, and of read-outs where
+            they are not all that it learns.
     """
     torch.manual_seed(seed)
     model, of_train = make(), examples["train"]
@@ -94,15 +96,17 @@ def train(
                 bar.update()
             durations.append(time.perf_counter() - start)
             run.losses.append(total / len(of_train.split))
-            run.monitored.append(score(model, examples["validation"])[model.task.monitor])
+            found = score(model, examples["validation"])
+            run.monitored.append(found[model.task.monitor])
             bar.set_postfix(loss=f"{run.losses[-1]:.3f}", validation=f"{run.monitored[-1]:.1f}")
             if run.monitored[-1] >= max(run.monitored):
+                run.scores["validation"] = found
                 best = {key: value.clone() for key, value in model.state_dict().items()}
     model.load_state_dict(best)
     model.eval()
     run.seconds_per_epoch = sorted(durations)[len(durations) // 2]
-    run.scores = {key: score(model, part) for key, part in examples.items() if key != "train"}
-    run.of_clips = score_clips(model, examples["test"])
+    run.scores["test"], run.of_clips = score_clips(model, examples["test"])
+    run.scores |= {key: score(model, part) for key, part in examples.items() if key not in ("train", *run.scores)}
     return run
 
 
@@ -119,17 +123,18 @@ def score(model: Model, examples: Examples, batch: int = 16) -> dict[str, float]
 
 
 @torch.no_grad()
-def score_clips(model: Model, examples: Examples) -> Tensor:
-    """Each clip's own score, the one that chooses the epoch, (num_clips,) in percent."""
+def score_clips(model: Model, examples: Examples) -> tuple[dict[str, float], Tensor]:
+    """What :func:`score` gives, and each clip's own score, the one that chooses the epoch, (num_clips,) in percent."""
     model.eval()
-    found = []
+    whole, found = model.task.metric(), []
     for index in examples.of_clips:
         metric = model.task.metric()
         if len(index):
             said, _ = model(examples, index)
-            model.task.update(metric, said, examples.batch(index))
+            for one in (whole, metric):
+                model.task.update(one, said, examples.batch(index))
         found.append(100 * metric.compute()[model.task.monitor] if len(index) else torch.tensor(torch.nan))
-    return torch.stack(found)
+    return {name: 100 * value.item() for name, value in whole.compute().items()}, torch.stack(found)
 
 
 @torch.no_grad()
@@ -191,10 +196,12 @@ def _step(model: Model, examples: Examples, index: Tensor, optimizer: torch.opti
 def _parameter_groups(model: Model, weight_decay: float, rate: float) -> list[dict]:
     """Matrices decay; queries, norms and biases do not. What the source learns has a learning rate of its own."""
     spared = model.no_weight_decay()
+    learned = [name for name, p in model.source.named_parameters() if p.requires_grad]
+    beside = any(not name.startswith(READ_OUT) for name in learned)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            of_head = not name.startswith("source.") or name.startswith("source.adapter.read_")
+            of_head = not name.startswith("source.") or (beside and name.startswith(f"source.{READ_OUT}"))
             decay = 0.0 if name in spared or parameter.ndim < 2 else weight_decay
             groups.setdefault((LEARNING_RATE if of_head else rate, decay), []).append(parameter)
     return [{"params": some, "lr": lr, "weight_decay": decay} for (lr, decay), some in groups.items()]

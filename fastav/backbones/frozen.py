@@ -44,6 +44,7 @@ class FrozenBackbone(nn.Module):
     Attributes:
         module: the backbone.
         tap_names: the tapped blocks' names inside ``module``.
+        example_input: one item that the backbone takes.
         widths: D of each tap.
         tokens: N of each tap of the trial run; longer inputs may have more.
         stages: number of the stage of each tap, a run of consecutive taps alike in N and D.
@@ -70,8 +71,6 @@ class FrozenBackbone(nn.Module):
         chunk: int | None = None,
     ) -> None:
         super().__init__()
-        if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
-            raise ValueError(f"chunk is {chunk!r}, wanted a number of items of at least 1, or None for all at once")
         self.chunk = chunk
         if not isinstance(module, nn.Module):
             raise TypeError(
@@ -88,12 +87,23 @@ class FrozenBackbone(nn.Module):
         self.prefix_tokens = count_prefix_tokens(self.module)
         self.requires_grad_(False)
         self.eval()
-        self._measure(example_input)
+        self.example_input = example_for(self.module) if example_input is None else example_input[:1]
+        self._measure()
 
-    def _measure(self, given: Tensor | None) -> None:
+    @property
+    def chunk(self) -> int | None:
+        """How many items go through the backbone at a time."""
+        return self._chunk
+
+    @chunk.setter
+    def chunk(self, items: int | None) -> None:
+        if items is not None and (isinstance(items, bool) or not isinstance(items, int) or items < 1):
+            raise ValueError(f"chunk is {items!r}, wanted a number of items of at least 1, or None for all at once")
+        self._chunk = items
+
+    def _measure(self) -> None:
         """Run one item through the backbone to learn each tap's layout, width and stage."""
-        item = (example_for(self.module) if given is None else given[:1]).to(self.device)
-        outputs = self._outputs(item)
+        outputs = self._outputs(self.example_input.to(self.device))
         self._layouts = tuple(
             token_layout(output, channels_last=time_order(self.module.get_submodule(name)) is False, name=name)
             for name, output in outputs.items()

@@ -80,7 +80,7 @@ def patch_map(tap: Tensor, backbone: FrozenBackbone, i: int) -> Tensor:
     if side * side != patches.shape[1] or side == 0:
         raise ValueError(
             f"visual_taps[{i}] has {patches.shape[1]} tokens beside {backbone.prefix_tokens} of no place, which are no "
-            f"square map; injection wants square frames and blocks that put out patches"
+            f"square map; feature maps want square frames and blocks that put out patches"
         )
     return patches.unflatten(1, (side, side))
 

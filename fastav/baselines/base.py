@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+import copy
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastav.adapters.statistics import TapStandardization
 from fastav.backbones import FrozenBackbone
-from fastav.backbones.blocks import example_for
+from fastav.backbones.blocks import find_blocks
 from fastav.backbones.layout import check_audio_layout, cut_spans, flat_inputs, patch_map, stage_ends
 from fastav.backbones.whisper import whisper_encoder
 from fastav.baselines.live import LiveBackbone
 from fastav.output import AdapterOutput
 
+EPS = 1e-5  # of the read-out's norms
+
 
 class ReadOut(nn.Module):
-    """One token a segment: the last block's tokens normalised, averaged, and brought to the common width.
+    """One token a segment: the last block's tokens normalised, averaged, standardised, and brought to the common width.
+
+    Standardised as adapters standardise their taps: a few channels of a transformer are far larger than the others and
+    nearly constant, and a head that reads them as they are learns slowly.
 
     Args:
         width: D of the last block.
         out: W.
+        batches: how many first training batches the statistics are measured over.
     """
 
-    def __init__(self, width: int, out: int) -> None:
+    def __init__(self, width: int, out: int, batches: int) -> None:
         super().__init__()
-        self.norm, self.to_width = nn.LayerNorm(width), nn.Linear(width, out)
+        self.standardization = TapStandardization([width], [0], "none", EPS, batches)
+        self.to_width = nn.Linear(width, out)
 
     def forward(self, tokens: Tensor, places: Tensor | None = None) -> Tensor:
         """(B, N, D), and how much each token counts (B, 1, N) or None for all alike -> (B, 1, W)."""
-        tokens = self.norm(tokens.to(self.norm.weight.dtype))
-        return self.to_width(tokens.mean(1, keepdim=True) if places is None else places.to(tokens.dtype) @ tokens)
+        with torch.autocast(tokens.device.type, enabled=False):  # in its own dtype, as adapters' side branches are
+            tokens = F.layer_norm(tokens.to(self.to_width.weight.dtype), tokens.shape[-1:], eps=EPS)
+            pooled = tokens.mean(1, keepdim=True) if places is None else places.to(tokens.dtype) @ tokens
+            if self.training and self.standardization.measuring:
+                self.standardization.measure([pooled])
+            (weight,), (bias,) = self.standardization()
+            return self.to_width(pooled * weight + bias)
 
 
 class Seen(NamedTuple):
@@ -56,25 +72,30 @@ class Baseline(nn.Module):
     peers' own code trains with drop path and moving batch statistics instead.
 
     Args:
-        visual: the visual backbone, bare or a :class:`FrozenBackbone`.
+        visual: the visual backbone, bare or a :class:`FrozenBackbone`. Of the latter the taps count where its blocks
+            are of no known family; otherwise a method works on all blocks.
         audio: the audio backbone, likewise.
         width: W of the output.
         audio_layout: ``"segment"`` or ``"clip"``, see :class:`fastav.MettleConfig`.
         dense: whether the output's ``features`` are wanted: the maps of the last visual block of each stage, or of each
             quarter of a backbone with a single one.
+        standardize_batches: over how many first training batches the read-outs measure their statistics.
 
     Attributes:
         visual: the visual backbone as it runs.
         audio: the audio backbone as it runs, if it does.
         through: whether gradients run through the backbones.
+        copies: whether they are copied, so that those that were given stay as they are.
         num_tokens: K = 1.
 
     Raises:
-        ValueError: an audio layout that the audio backbone does not allow, or backbones of two dtypes.
+        ValueError: an audio layout that the audio backbone does not allow, backbones of two dtypes, or a backbone with
+            a ``chunk`` where gradients run through it.
     """
 
     name: ClassVar[str]
     through: ClassVar[bool] = True
+    copies: ClassVar[bool] = False
     num_tokens: ClassVar[int] = 1
     visual: FrozenBackbone
     audio: FrozenBackbone
@@ -87,10 +108,11 @@ class Baseline(nn.Module):
         width: int = 128,
         audio_layout: str = "segment",
         dense: bool = False,
+        standardize_batches: int = 8,
     ) -> None:
         super().__init__()
         self.width, self.audio_layout, self.dense = width, audio_layout, dense
-        whole = {"visual": FrozenBackbone(bare(visual)), "audio": FrozenBackbone(bare(audio))}
+        whole = {"visual": self._whole(visual), "audio": self._whole(audio)}
         check_audio_layout(audio_layout, whole["audio"], by=type(self).__name__)
         self.stages = stage_ends(whole["visual"]) if dense else ()
         if whole["visual"].dtype != whole["audio"].dtype:
@@ -99,14 +121,33 @@ class Baseline(nn.Module):
                 f"{whole['audio'].dtype}; bring one to the other's dtype, what stands in both must have one"
             )
         self._build(whole["visual"], whole["audio"])
-        self.to(whole["visual"].dtype)
-        self.read_visual, self.read_audio = (ReadOut(found, width) for found in self._read_widths())
+        for child in self.children():
+            if not isinstance(child, FrozenBackbone):
+                child.to(whole["visual"].dtype)
+        self.read_visual, self.read_audio = (
+            ReadOut(found, width, standardize_batches) for found in self._read_widths()
+        )
+
+    def _whole(self, given: nn.Module | FrozenBackbone) -> FrozenBackbone:
+        """A backbone with all its blocks tapped, or, if they are of no known family, those that were named."""
+        settings: dict[str, Any] = {}
+        taps: str | tuple[str, ...] = "all"
+        if isinstance(given, FrozenBackbone):
+            settings = {"example_input": given.example_input, "chunk": given.chunk}
+            taps = "all" if find_blocks(given.module) else given.tap_names
+            given = given.module
+        given = whisper_encoder(given) or given
+        return FrozenBackbone(copy.deepcopy(given) if self.copies else given, taps, **settings)
 
     def _build(self, visual: FrozenBackbone, audio: FrozenBackbone) -> None:
         """Make ``visual`` and ``audio``, and what the method adds; given both backbones with all blocks tapped."""
+        self.visual = self._tapped(visual, self._visual_taps(visual))
+        self.audio = self._tapped(audio, audio.tap_names[-1:])
+
+    def _tapped(self, whole: FrozenBackbone, taps: Sequence[str], **settings: Any) -> FrozenBackbone:
+        """The backbone as it runs: with gradients, or without."""
         kind = LiveBackbone if self.through else FrozenBackbone
-        self.visual = kind(visual.module, self._visual_taps(visual))
-        self.audio = kind(audio.module, audio.tap_names[-1:])
+        return kind(whole.module, taps, example_input=whole.example_input, chunk=whole.chunk, **settings)
 
     def _visual_taps(self, visual: FrozenBackbone) -> list[str]:
         """The last block, and what ``features`` are made of."""
@@ -157,13 +198,6 @@ class Baseline(nn.Module):
         return {name for name, _ in self.named_parameters() if name.endswith(("attention.tokens", "gate"))}
 
 
-def bare(module: nn.Module | FrozenBackbone) -> nn.Module:
-    """The backbone itself, of a whole Whisper model the encoder."""
-    if isinstance(module, FrozenBackbone):
-        return module.module
-    return whisper_encoder(module) or module
-
-
 def blocks_of(backbone: FrozenBackbone) -> list[nn.Module]:
     """The tapped blocks."""
     return [backbone.module.get_submodule(name) for name in backbone.tap_names]
@@ -171,4 +205,5 @@ def blocks_of(backbone: FrozenBackbone) -> list[nn.Module]:
 
 def trial_input(backbone: FrozenBackbone) -> Tensor:
     """One item of zeros that the backbone takes, that asks for a gradient."""
-    return torch.zeros_like(example_for(backbone.module), device=backbone.device, dtype=backbone.dtype).requires_grad_()
+    item = torch.zeros_like(backbone.example_input, device=backbone.device, dtype=backbone.dtype)
+    return item.requires_grad_()

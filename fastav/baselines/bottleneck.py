@@ -27,7 +27,7 @@ class Bottleneck(nn.Module):
         self, width: int, *, ratio: int = 8, groups: int = 2, batch_norm: bool = True, activate: bool = True
     ) -> None:
         super().__init__()
-        if width % ratio or width // ratio % groups:
+        if ratio < 1 or groups < 1 or width % ratio or width // ratio % groups:
             raise ValueError(f"ratio={ratio} and groups={groups} must divide the width {width} and {width}/{ratio}")
         inner = width // ratio
         self.norm_before, self.norm_after = nn.LayerNorm(width), nn.LayerNorm(width)

@@ -60,7 +60,7 @@ class DGSCTAdapter(nn.Module):
         self.place = nn.Linear(width // 2, 1)
         self.bottleneck = Bottleneck(width, ratio=ratio, groups=groups, batch_norm=batch_norm)
         # The released weights hold a scalar that nothing reads; counts are compared with theirs.
-        self.unread = nn.Parameter(torch.zeros(1))
+        self.unread = nn.Parameter(torch.zeros(1), requires_grad=False)
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N, C) and (B, M, D) -> what is added, (B, N, C), and a distribution over places, (B, 1, N)."""

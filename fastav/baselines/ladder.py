@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 from math import isqrt
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from fastav.backbones import FrozenBackbone
-from fastav.baselines.base import Baseline, Seen
+from fastav.baselines.base import Baseline, Seen, blocks_of
 
 #: T of LST: a gate is sigmoid(w / T).
 TEMPERATURE = 0.1
@@ -22,22 +23,31 @@ class Ladder(nn.Module):
 
     ``h_i = layer_i(g_i h_{i-1} + (1 - g_i) D_i x_i)`` with the backbone's tokens ``x_i``, a linear map ``D_i`` down and
     a gate ``g_i = sigmoid(w_i / T)``. Between stages h is averaged to as many places as there are and brought to the
-    next stage's width. As many tokens as the backbone's: that is what a ladder costs.
+    next stage's width. As many tokens as the backbone's: that is what a ladder costs. A layer is the identity at first.
+    It attends in windows where its block does, shifted where its block's are; cut by nothing at the map's edges.
 
     Args:
         widths: D of each block.
         tokens: N of each block.
         prefix: how many tokens stand before those of the patches.
         ratio: D over the side network's width.
+        windows: of each block, the window's side and by how much it is shifted; None where it attends to all tokens.
 
     Raises:
         ValueError: a ratio that does not divide a width, or patches of no square map between stages.
     """
 
-    def __init__(self, widths: tuple[int, ...], tokens: tuple[int, ...], prefix: int, ratio: int) -> None:
+    def __init__(
+        self,
+        widths: tuple[int, ...],
+        tokens: tuple[int, ...],
+        prefix: int,
+        ratio: int,
+        windows: Sequence[tuple[int, int] | None],
+    ) -> None:
         super().__init__()
-        if any(width % ratio for width in widths):
-            raise ValueError(f"ratio={ratio} must divide the widths {sorted(set(widths))}")
+        if ratio < 1 or any(width % ratio for width in widths):
+            raise ValueError(f"ratio={ratio} must be at least 1 and divide the widths {sorted(set(widths))}")
         counts = [count for count, _ in groupby(tokens)]
         if len(counts) > 1 and (prefix or any(isqrt(count) ** 2 != count for count in counts)):
             raise ValueError(f"a ladder over stages of {counts} tokens wants square maps of patches")
@@ -53,17 +63,22 @@ class Ladder(nn.Module):
             )
             for width in narrow
         )
+        for name, parameter in self.layers.named_parameters():
+            if "out_proj" in name or "linear2" in name:
+                nn.init.zeros_(parameter)
+        self.windows = tuple(windows)
         self.gate = nn.Parameter(torch.zeros(len(widths)))
         self.width = narrow[-1]
 
     def forward(self, taps: list[Tensor]) -> Tensor:
         """All blocks' tokens, (B, N_l, D_l) each -> the side network's last, (B, N, D / r)."""
         h: Tensor | None = None
-        for tap, down, across, layer, gate in zip(
-            taps, self.down, self.across, self.layers, (self.gate / TEMPERATURE).sigmoid(), strict=True
+        gates = (self.gate / TEMPERATURE).sigmoid()
+        for tap, down, across, layer, gate, window in zip(
+            taps, self.down, self.across, self.layers, gates, self.windows, strict=True
         ):
             x = down(tap)
-            h = layer(x if h is None else gate * across(_resized(h, x.shape[1])) + (1 - gate) * x)
+            h = _in_windows(layer, x if h is None else gate * across(_resized(h, x.shape[1])) + (1 - gate) * x, window)
         assert h is not None
         return h
 
@@ -71,7 +86,7 @@ class Ladder(nn.Module):
 class LadderSideTuning(Baseline):
     """Ladder side tuning (Sung et al., NeurIPS 2022): a :class:`Ladder` beside each of the frozen backbones.
 
-    No gradient enters the backbones. Its layers start at random, not from a pruned backbone as the authors' do.
+    No gradient enters the backbones. Its layers start as identities, not from a pruned backbone as the authors' do.
 
     Args:
         visual: see :class:`Baseline`.
@@ -100,15 +115,36 @@ class LadderSideTuning(Baseline):
     def _build(self, visual: FrozenBackbone, audio: FrozenBackbone) -> None:
         self.visual, self.audio = visual, audio
         self.beside_visual, self.beside_audio = (
-            Ladder(side.widths, side.tokens, side.prefix_tokens, self.ratio) for side in (visual, audio)
+            Ladder(side.widths, side.tokens, side.prefix_tokens, self.ratio, [_window(b) for b in blocks_of(side)])
+            for side in (visual, audio)
         )
 
     def _read_widths(self) -> tuple[int, int]:
         return self.beside_visual.width, self.beside_audio.width
 
     def _run(self, visual: Tensor, audio: Tensor, segments: int) -> Seen:
-        taps = self.visual(visual)
-        return Seen([*taps, self.beside_visual(taps)], self.beside_audio(self.audio(audio)))
+        seen, heard = self.visual(visual), self.audio(audio)
+        return Seen([*seen, self.beside_visual(seen)], self.beside_audio(heard))
+
+
+def _window(block: Any) -> tuple[int, int] | None:
+    """The side of a block's square windows and their shift, None where it has none."""
+    if not hasattr(block, "window_size"):
+        return None
+    side, shift = (size if isinstance(size, int) else size[0] for size in (block.window_size, block.shift_size))
+    return int(side), int(shift)
+
+
+def _in_windows(layer: nn.Module, tokens: Tensor, window: tuple[int, int] | None) -> Tensor:
+    """Run a layer on the tokens (B, N, D) of each window by itself."""
+    across = isqrt(tokens.shape[1])
+    if window is None or window[0] >= across or across**2 != tokens.shape[1] or across % window[0]:
+        return layer(tokens)
+    side, shift = window
+    maps = tokens.unflatten(1, (across, across)).roll((-shift, -shift), (1, 2))
+    cut = maps.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3)  # (B, rows, columns, side, side, D)
+    done = layer(cut.flatten(3, 4).flatten(0, 2)).view(cut.shape)
+    return done.transpose(2, 3).flatten(3, 4).flatten(1, 2).roll((shift, shift), (1, 2)).flatten(1, 2)
 
 
 def _heads(width: int) -> int:

@@ -9,11 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from fastav.backbones import FrozenBackbone
-from fastav.backbones.blocks import example_for
-from fastav.baselines.base import Baseline, Seen, blocks_of
+from fastav.baselines.base import Baseline, Seen
 from fastav.baselines.latent import LavishAdapter
-from fastav.baselines.live import LiveBackbone
-from fastav.baselines.sites import inserted
+from fastav.baselines.sites import blocks_with_branches, inserted
 
 
 class Pictures(nn.Module):
@@ -32,8 +30,13 @@ class Pictures(nn.Module):
         """Spectrograms (B, ..., a, b) of ``segments`` segments each -> (B * segments, 3, *size).
 
         Raises:
-            ValueError: spectrograms that do not divide into so many spans of time.
+            ValueError: spectrograms of several channels, or that do not divide into so many spans of time.
         """
+        if sound[0].numel() != sound.shape[-2] * sound.shape[-1]:
+            raise ValueError(
+                f"audio_input has spectrograms of shape {tuple(sound.shape[1:])}, wanted one channel: LAVISH gives the "
+                f"visual backbone the same one three times"
+            )
         assert self.norm.running_mean is not None
         sound = sound.reshape(len(sound), *sound.shape[-2:]).to(self.norm.running_mean.dtype)
         if sound.shape[self.time_axis] % segments:
@@ -55,10 +58,11 @@ class Lavish(Baseline):
         visual: see :class:`Baseline`.
         audio: the backbone that the sound was prepared for. It does not run: it tells which axis of a spectrogram is
             time.
-        num_tokens: K; see :class:`LatentAttention`.
+        num_tokens: K; see :class:`LatentAttention`, as for ``zeros``.
         ratio: see :class:`Bottleneck`, as for the next two.
         groups: of its maps.
         batch_norm: whether it has them.
+        zeros: how the latent tokens start.
         options: see :class:`Baseline`.
 
     Raises:
@@ -77,6 +81,7 @@ class Lavish(Baseline):
         ratio: int = 8,
         groups: int = 2,
         batch_norm: bool = True,
+        zeros: bool = False,
         **options: Any,
     ) -> None:
         self.settings: dict[str, Any] = {
@@ -84,18 +89,19 @@ class Lavish(Baseline):
             "ratio": ratio,
             "groups": groups,
             "batch_norm": batch_norm,
+            "zeros": zeros,
         }
         super().__init__(visual, audio, **options)
 
     def _build(self, visual: FrozenBackbone, audio: FrozenBackbone) -> None:
-        if example_for(audio.module).ndim < 3:
+        if audio.example_input.ndim < 3:
             raise ValueError(
                 f"Lavish hears spectrograms, but {type(audio.module).__name__} takes raw sound: choose an audio "
                 f"backbone whose front end makes spectrograms, such as HTS-AT, AST or Whisper"
             )
-        self.visual = LiveBackbone(visual.module, self._visual_taps(visual))
+        self.visual = self._tapped(visual, self._visual_taps(visual))
         self.pictures = Pictures(time_axis=-1 if audio.tokens_in_time_order else -2)
-        self._blocks = blocks_of(visual)
+        self._blocks = blocks_with_branches(visual)
         self.beside = nn.ModuleList(
             nn.ModuleList(
                 nn.ModuleDict({modality: LavishAdapter(width, **self.settings) for modality in ("visual", "audio")})

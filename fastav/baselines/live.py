@@ -13,5 +13,18 @@ class LiveBackbone(FrozenBackbone):
     trains with drop path and moving batch statistics instead.
     """
 
+    @property
+    def chunk(self) -> None:
+        """None: gradients run through all items at once, and what stands in the blocks may mix them."""
+        return None
+
+    @chunk.setter
+    def chunk(self, items: int | None) -> None:
+        if items is not None:
+            raise ValueError(
+                f"chunk is {items!r}, but gradients run through this backbone, and through all items at once; "
+                f"give the backbone without chunk, and smaller batches"
+            )
+
     def _grad_mode(self) -> bool:
         return torch.is_grad_enabled()

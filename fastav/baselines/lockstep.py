@@ -33,12 +33,17 @@ def in_step(
     greenlet = load_optional("greenlet", by="adapters between two backbones", extra="baselines")
     home = greenlet.getcurrent()
     branches = [greenlet.greenlet(run) for run in runs]
-    brought = [branch.switch(home.switch) for branch in branches]
-    while not any(branch.dead for branch in branches):
-        brought = [branch.switch(x) for branch, x in zip(branches, exchange(brought), strict=True)]
-    waiting = [number for number, branch in enumerate(branches) if not branch.dead]
-    if waiting:
-        raise ValueError(
-            f"runs {waiting} of {len(runs)} wait to meet others that have ended: all must meet equally often"
-        )
-    return brought
+    try:
+        brought = [branch.switch(home.switch) for branch in branches]
+        while not any(branch.dead for branch in branches):
+            brought = [branch.switch(x) for branch, x in zip(branches, exchange(brought), strict=True)]
+        waiting = [number for number, branch in enumerate(branches) if not branch.dead]
+        if waiting:
+            raise ValueError(
+                f"runs {waiting} of {len(runs)} wait to meet others that have ended: all must meet equally often"
+            )
+        return brought
+    finally:
+        for branch in branches:  # who still waits leaves now, and takes its hooks away
+            if not branch.dead:
+                branch.throw()

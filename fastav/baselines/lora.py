@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor, nn
 
 from fastav.backbones import FrozenBackbone
 from fastav.baselines.base import Baseline, trial_input
-from fastav.baselines.live import LiveBackbone
 from fastav.optional import load_optional
 
 
@@ -18,8 +16,8 @@ class Lora(Baseline):
     """LoRA (Hu et al., ICLR 2022) on every linear map of every block that tokens go through, by the peft library.
 
     Maps whose weight a block takes without calling them are left out, as peft cannot change what they do: Swin V2's
-    projections to queries, keys and values in timm are such. The backbones are copied, so that what was given stays as
-    it is.
+    and BEiT's common map to queries, keys and values in timm are such. The backbones are copied, so that what was given
+    stays as it is.
 
     Args:
         visual: see :class:`Baseline`.
@@ -33,6 +31,7 @@ class Lora(Baseline):
     """
 
     name = "lora"
+    copies = True
 
     def __init__(
         self,
@@ -51,9 +50,9 @@ class Lora(Baseline):
         self.visual = self._changed(visual, self._visual_taps(visual))
         self.audio = self._changed(audio, list(audio.tap_names[-1:]))
 
-    def _changed(self, backbone: FrozenBackbone, taps: list[str]) -> LiveBackbone:
+    def _changed(self, backbone: FrozenBackbone, taps: list[str]) -> FrozenBackbone:
         peft = load_optional("peft", by="LoRA's changes of backbones", extra="baselines")
-        live = LiveBackbone(copy.deepcopy(backbone.module), taps)
+        live = self._tapped(backbone, taps)
         config = peft.LoraConfig(
             r=self.rank, lora_alpha=self.alpha, target_modules=linear_maps(live, backbone.tap_names)
         )
@@ -64,7 +63,7 @@ class Lora(Baseline):
         return live
 
 
-def linear_maps(backbone: LiveBackbone, blocks: tuple[str, ...]) -> list[str]:
+def linear_maps(backbone: FrozenBackbone, blocks: tuple[str, ...]) -> list[str]:
     """Names of the linear maps in some blocks that are called with what depends on the backbone's input."""
     found = []
     hooks = []

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastav.backbones import FrozenBackbone
-from fastav.baselines.base import Baseline, Seen, blocks_of
+from fastav.baselines.base import Baseline, Seen
 from fastav.baselines.bottleneck import Bottleneck
-from fastav.baselines.sites import inserted
+from fastav.baselines.sites import blocks_with_branches, inserted
 
 
 class Naive(Baseline):
@@ -51,7 +51,7 @@ class Naive(Baseline):
 
     def _build(self, visual: FrozenBackbone, audio: FrozenBackbone) -> None:
         super()._build(visual, audio)
-        self._blocks = {"visual": blocks_of(visual), "audio": blocks_of(audio)}
+        self._blocks = {"visual": blocks_with_branches(visual), "audio": blocks_with_branches(audio)}
         self.beside = nn.ModuleDict(
             {
                 modality: nn.ModuleList(

@@ -13,7 +13,7 @@ from fastav.backbones import FrozenBackbone
 from fastav.baselines.base import Baseline, Seen, blocks_of
 from fastav.baselines.dgsct import DGSCTAdapter
 from fastav.baselines.lockstep import in_step
-from fastav.baselines.sites import inserted
+from fastav.baselines.sites import blocks_with_branches, inserted
 
 
 def pair_blocks(visual: Sequence[int], audio: Sequence[int]) -> list[tuple[int, int]]:
@@ -60,11 +60,12 @@ class DGSCT(Baseline):
         batch_norm: whether it has them.
         alpha: how much channels are weighed.
         beta: how much places are weighed.
+        zeros: how the latent tokens start.
         options: see :class:`Baseline`.
 
     Raises:
-        ValueError: a block whose branches are not known, a ratio or groups that do not divide its width, or tokens that
-            do not divide into ``num_segments``.
+        ValueError: one backbone for both, a block whose branches are not known, a ratio or groups that do not divide
+            its width, or tokens that do not divide into ``num_segments``.
         ImportError: greenlet is missing, which lets the backbones wait for each other.
     """
 
@@ -82,6 +83,7 @@ class DGSCT(Baseline):
         batch_norm: bool = True,
         alpha: float = 0.3,
         beta: float = 0.05,
+        zeros: bool = False,
         **options: Any,
     ) -> None:
         self.num_segments = num_segments
@@ -92,13 +94,17 @@ class DGSCT(Baseline):
             "batch_norm": batch_norm,
             "alpha": alpha,
             "beta": beta,
+            "zeros": zeros,
         }
         super().__init__(visual, audio, **options)
 
     def _build(self, visual: FrozenBackbone, audio: FrozenBackbone) -> None:
+        if visual.module is audio.module:
+            raise ValueError("DGSCT wants two backbones that go side by side, was given one for both; copy it")
         super()._build(visual, audio)
         self.pairs = pair_blocks(visual.stages, audio.stages)
-        self._blocks = [[blocks_of(backbone)[of[i]] for of in self.pairs] for i, backbone in enumerate((visual, audio))]
+        seeing, hearing = blocks_with_branches(visual), blocks_of(audio)
+        self._blocks = [seeing[i] for i, _ in self.pairs], [hearing[j] for _, j in self.pairs]
         spans = self._spans(audio.tokens)
         self.beside = nn.ModuleList()
         for i, j in self.pairs:
@@ -117,7 +123,11 @@ class DGSCT(Baseline):
     def _spans(self, tokens: Sequence[int]) -> int:
         if self.audio_layout == "segment":
             return 1
-        if not self.num_segments or any(count % self.num_segments for count in tokens):
+        if (
+            not isinstance(self.num_segments, int)
+            or self.num_segments < 1
+            or any(count % self.num_segments for count in tokens)
+        ):
             raise ValueError(
                 f"DGSCT: num_segments is {self.num_segments!r}, wanted the number of segments of a clip, which divides "
                 f"its {tokens[-1]} audio tokens: the adapters mix all tokens of a segment"
@@ -156,11 +166,13 @@ def _around(blocks: Sequence[nn.Module], meet: Callable[[Tensor], Tensor]) -> It
     waiting: list[Tensor] = []
 
     def enter(block: nn.Module, args: Any, kwargs: Any) -> None:
-        waiting.append(meet(args[0] if args else kwargs["hidden_states"]))
+        x = args[0] if args else kwargs["hidden_states"]
+        waiting.append(meet(x.flatten(1, -2)))  # maps (B, H, W, D) are tokens in rows
 
     def leave(block: nn.Module, args: Any, output: Any) -> Any:
-        tokens = (output[0] if isinstance(output, tuple) else output) + waiting.pop()
-        tokens = tokens + meet(tokens)
+        found = output[0] if isinstance(output, tuple) else output
+        tokens = found.flatten(1, -2) + waiting.pop()
+        tokens = (tokens + meet(tokens)).reshape(found.shape)
         return (tokens, *output[1:]) if isinstance(output, tuple) else tokens
 
     with ExitStack() as hooks:

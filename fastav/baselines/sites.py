@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from fastav.backbones import FrozenBackbone
 from fastav.backbones.blocks import block_class
+from fastav.baselines.base import blocks_of
 
 
 class Site(NamedTuple):
@@ -56,6 +58,18 @@ def branch_sites(block: nn.Module) -> tuple[Site, Site]:
             f"adapters cannot be put into {type(block).__name__}: only blocks of {', '.join(_SITES)} are known"
         )
     return _SITES[name]
+
+
+def blocks_with_branches(backbone: FrozenBackbone) -> list[nn.Module]:
+    """The tapped blocks, if adapters can be put into all of them.
+
+    Raises:
+        ValueError: a block whose branches are not known.
+    """
+    blocks = blocks_of(backbone)
+    for block in blocks:
+        branch_sites(block)
+    return blocks
 
 
 @contextmanager

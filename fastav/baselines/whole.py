@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 
 from fastav.backbones import FrozenBackbone
 from fastav.baselines.base import Baseline, trial_input
-from fastav.baselines.live import LiveBackbone
 
 
 class FrozenFeatures(Baseline):
@@ -25,13 +22,14 @@ class FullFineTuning(Baseline):
     """
 
     name = "full"
+    copies = True
 
     def _build(self, visual: FrozenBackbone, audio: FrozenBackbone) -> None:
         self.visual = self._trained(visual, self._visual_taps(visual))
         self.audio = self._trained(audio, list(audio.tap_names[-1:]))
 
-    def _trained(self, backbone: FrozenBackbone, taps: list[str]) -> LiveBackbone:
-        live = LiveBackbone(copy.deepcopy(backbone.module), taps, in_state_dict=True)
+    def _trained(self, backbone: FrozenBackbone, taps: list[str]) -> FrozenBackbone:
+        live = self._tapped(backbone, taps, in_state_dict=True)
         live.requires_grad_(True)
         with torch.enable_grad():
             last = live(trial_input(live))[-1]

@@ -2,7 +2,7 @@
 
 from fastav.cost.measure import Cost, frozen_forward, measure_cost
 from fastav.cost.memory import Peak, peak
-from fastav.cost.methods import METHODS, build_method, build_step, random_inputs
+from fastav.cost.methods import METHODS, OURS, build_method, build_step, random_inputs
 from fastav.cost.proof import WrongError, check
 from fastav.cost.saved import saved_for_backward
 from fastav.cost.step import PARTS, PLACES, Step
@@ -10,6 +10,7 @@ from fastav.cost.timing import Spread
 
 __all__ = [
     "METHODS",
+    "OURS",
     "PARTS",
     "PLACES",
     "Cost",

@@ -10,10 +10,14 @@ from torch import Tensor, nn
 
 from fastav.backbones import FrozenBackbone
 from fastav.backbones.layout import flat_inputs
+from fastav.backbones.streams import SideStreams
 from fastav.cost.energy import energy_counter
 from fastav.cost.memory import Peak
 from fastav.cost.step import Step
 from fastav.cost.timing import Spread, timed
+
+#: Rounds before those that count.
+WARM_UP = 2
 
 #: Counters of energy move a few times a second.
 ENERGY_SECONDS = 2.0
@@ -86,7 +90,7 @@ class Cost:
     def from_dict(cls, values: Mapping[str, Any]) -> Cost:
         """Back from :meth:`as_dict`'s values."""
         spreads = {name: Spread(**values[name]) for name in ("step", "forward", "frozen", "over_frozen")}
-        peaks = {name: Peak(**values[name]) for name in ("peak", "forward_peak")}
+        peaks = {name: Peak(values[name]["bytes"], values[name]["reserved"]) for name in ("peak", "forward_peak")}
         return cls(**{**values, **spreads, **peaks})
 
 
@@ -97,10 +101,18 @@ def frozen_forward(
     audio_layout: str = "segment",
     chunks: tuple[int | None, int | None] = (None, None),
 ) -> Callable[[], Any]:
-    """Both frozen backbones' forward, which nobody gets around."""
+    """Both frozen backbones' forward, which nobody gets around: on a GPU beside each other, as adapters run them."""
     eyes, ears = FrozenBackbone(visual, 1, chunk=chunks[0]), FrozenBackbone(audio, 1, chunk=chunks[1])
     flat, _ = flat_inputs(*inputs, audio_layout)
-    return lambda: (eyes(flat["visual"]), ears(flat["audio"]))
+
+    def run() -> tuple[list[Tensor], list[Tensor]]:
+        with SideStreams(flat["visual"].device) as side:
+            with side.fork("audio", [flat["audio"]]):
+                heard = ears(flat["audio"])
+                side.hand_back(heard)
+            return eyes(flat["visual"]), heard
+
+    return run
 
 
 def measure_cost(
@@ -115,14 +127,14 @@ def measure_cost(
         reached: what :func:`fastav.cost.check` gave for it.
         rounds: how often each is timed, by turns.
     """
-    for _ in range(2):
-        for call in (frozen, step, step.infer):
-            call()
     times, parts = [], []
-    for _ in range(rounds):
-        of_frozen = timed(frozen, step.device)
-        parts.append(step.parts())
-        times.append((of_frozen, sum(parts[-1].values()), timed(step.infer, step.device)))
+    for number in range(WARM_UP + rounds):
+        of_frozen, of_parts = timed(frozen, step.device), step.parts()
+        with step.inference() as infer:
+            of_forward = timed(infer, step.device)
+        if number >= WARM_UP:
+            parts.append(of_parts)
+            times.append((of_frozen, sum(of_parts.values()), of_forward))
     frozen_times, steps, forwards = zip(*times, strict=True)
     joules, no_joules = _joules(step)
     head = sum(p.numel() for p in step.task.parameters())

@@ -1,50 +1,42 @@
-"""Peak memory of a call, over what there was before it."""
+"""Peak memory of a call, over what there was before it, as PyTorch's allocators count it."""
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-
-_STATUS = Path("/proc/self/status")
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
-_AT_ONCE = (0, 1 << 16)  # bytes: freed memory goes back to the system, so that what is resident is in use
-_AS_IT_GROWS = (64 << 20, 32 << 20)  # what glibc's own moving thresholds end at
-
-
-#: Calls that are weighed on a CPU, of which the heaviest counts: memory that is free but not given back hides some.
-REPEATS = 3
+from torch.autograd.profiler import profile
 
 
 @dataclass(frozen=True)
 class Peak:
-    """What one call took, in bytes, or why nobody knows.
+    """What one call took, in bytes.
 
     Attributes:
-        bytes: at its peak, over what there was before; None where the system does not tell.
+        bytes: of tensors at its peak, over what there was before.
         reserved: what the device's allocator held at its peak, all in all; None on a CPU.
-        reason: why there is no figure.
     """
 
-    bytes: int | None
+    bytes: int
     reserved: int | None = None
-    reason: str = ""
 
 
 def peak(call: Callable[[], Any], device: torch.device) -> Peak:
     """Measure one call, which has run before.
 
-    On a CPU it is how far the resident memory of this process rises, as Linux tells; other threads are to rest.
+    On a CPU, PyTorch's profiler tells what is allocated and freed: the same number each time. What libraries take
+    beside PyTorch's allocator is not in it; that of the native kernels goes through it.
+
+    Args:
+        call: what to measure.
+        device: where it works.
     """
+    gc.collect()
     if device.type == "cuda":
-        gc.collect()
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
@@ -52,45 +44,30 @@ def peak(call: Callable[[], Any], device: torch.device) -> Peak:
         call()
         torch.cuda.synchronize(device)
         return Peak(torch.cuda.max_memory_allocated(device) - before, torch.cuda.max_memory_reserved(device))
-    try:
-        with _returned_at_once():
-            return Peak(max(rise(call) for _ in range(REPEATS)))
-    except (OSError, AttributeError) as error:
-        return Peak(None, reason=str(error))
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # or builds for CUDA complain that there is no GPU
+    with profile(profile_memory=True) as profiler:
+        call()
+    assert profiler.kineto_results is not None
+    return Peak(_highest(_changes(profiler.kineto_results.experimental_event_tree())))
 
 
-def rise(call: Callable[[], Any]) -> int:
-    """Bytes by which this process' resident memory rises in one call.
-
-    Raises:
-        OSError: the system does not tell.
-    """
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is from here on
-    before = _resident()
-    call()
-    return _resident() - before
+def _changes(events: Iterable[Any]) -> Iterator[tuple[int, int, int]]:
+    """When, where and by how many bytes memory grew or shrank, below some events of a profile."""
+    for event in events:
+        if event.tag == torch._C._profiler._EventType.Allocation and event.extra_fields.device.type == "cpu":
+            yield event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size
+        yield from _changes(event.children)
 
 
-def _resident() -> int:
-    """The peak of the resident memory."""
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
-    if found is None:
-        raise OSError(f"{_STATUS} does not tell the peak of the resident memory")
-    return int(found[1]) << 10
-
-
-@contextmanager
-def _returned_at_once() -> Iterator[None]:
-    libc = ctypes.CDLL(None)
-    _set(libc, *_AT_ONCE)
-    try:
-        yield
-    finally:
-        _set(libc, *_AS_IT_GROWS)
-
-
-def _set(libc: ctypes.CDLL, trim: int, mmap: int) -> None:
-    libc.mallopt(_TRIM_THRESHOLD, trim)
-    libc.mallopt(_MMAP_THRESHOLD, mmap)
+def _highest(changes: Iterable[tuple[int, int, int]]) -> int:
+    """The most bytes held at once, of what was allocated meanwhile."""
+    held: dict[int, int] = {}
+    now = highest = 0
+    for _, place, size in sorted(changes, key=lambda change: change[0]):
+        if size > 0:
+            held[place] = size
+            now += size
+            highest = max(highest, now)
+        else:
+            now -= held.pop(place, 0)  # others were there before: PyTorch remembers what earlier profiles saw
+    return highest

@@ -13,8 +13,11 @@ from fastav.baselines import BASELINES, Baseline, create_baseline
 from fastav.cost.step import Step
 from fastav.tasks import LocalizationTask
 
+#: The adapters.
+OURS = ("mettle", "molt")
+
 #: All of them, ours first.
-METHODS = ("mettle", "molt", *BASELINES)
+METHODS = (*OURS, *BASELINES)
 
 #: Of the head: event localisation on AVE.
 NUM_CLASSES = 28
@@ -36,19 +39,35 @@ def build_method(
     Raises:
         ValueError: no such method, or backbones that it does not go with.
     """
+    # One batch of statistics, so that steps are alike from the second on.
+    options = {"standardize_batches": 1, **options}
     if name in BASELINES:
         if name == "dg-sct":
             options = {"num_segments": segments, **options}
         return create_baseline(name, visual=visual, audio=audio, audio_layout=audio_layout, **options)
-    # One batch of statistics, so that steps are alike from the second on.
-    options = {"standardize_batches": 1, **options}
     return create_adapter(name, visual=visual, audio=audio, audio_layout=audio_layout, **options)
 
 
 def random_inputs(
-    visual: nn.Module, audio: nn.Module, *, clips: int, segments: int, audio_layout: str = "segment", seed: int = 0
+    visual: nn.Module,
+    audio: nn.Module,
+    *,
+    clips: int,
+    segments: int,
+    audio_layout: str = "segment",
+    seconds: float = 1.0,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """What a pair of backbones takes for some clips, drawn: (B, T, ...) each, or (B, ...) of sound for whole clips.
+
+    Args:
+        visual: the visual backbone.
+        audio: the audio backbone.
+        clips: B.
+        segments: T.
+        audio_layout: see :class:`fastav.MettleConfig`.
+        seconds: how long a sound is, where the backbone takes waveforms; spectrograms are of its own length.
+        seed: of what is drawn.
 
     Raises:
         ValueError: a backbone whose configuration does not tell what it takes.
@@ -56,11 +75,13 @@ def random_inputs(
     device = next(visual.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     leading = (clips, segments)
-    frames, sound = (
-        torch.randn(*of, *example_for(module).shape[1:], generator=generator).to(device)
-        for module, of in ((visual, leading), (audio, leading if audio_layout == "segment" else leading[:1]))
-    )
-    return frames, sound
+    frame, sound = (tuple(example_for(module).shape[1:]) for module in (visual, audio))
+    if len(sound) == 1:  # a waveform, by way of example of one second
+        sound = (round(seconds * sound[0]),)
+    of_sound = leading if audio_layout == "segment" else leading[:1]
+    drawn = (torch.randn(*shape, generator=generator) for shape in ((*leading, *frame), (*of_sound, *sound)))
+    frames, sounds = (x.to(device) for x in drawn)
+    return frames, sounds
 
 
 def build_step(

@@ -1,4 +1,4 @@
-"""What autograd keeps for backward, in bytes: the same on every device."""
+"""What autograd is given to keep for backward, in bytes: whatever the machine has free."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def saved_for_backward(
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in apart:
             sizes.setdefault(storage.data_ptr(), (where(tensor), storage.nbytes()))
-        return tensor
+        return tensor.detach()  # with its own graph, the output of a node would hold that node for ever
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         kept = forward()

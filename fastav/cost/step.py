@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -56,13 +56,15 @@ class Step:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def infer(self) -> Any:
-        """What the head says without training: forward alone, in eval mode."""
+    @contextmanager
+    def inference(self) -> Iterator[Callable[[], Any]]:
+        """Forward alone, in eval mode: gives a call that gives what the head says."""
         self.modules.eval()
-        with torch.no_grad():
-            said = self.task(self.method(*self.inputs), self.batch)
-        self.modules.train()
-        return said
+        try:
+            with torch.no_grad():
+                yield lambda: self.task(self.method(*self.inputs), self.batch)
+        finally:
+            self.modules.train()
 
     @property
     def trainable(self) -> int:
@@ -73,11 +75,6 @@ class Step:
     def total(self) -> int:
         """Number of all parameters, the backbones' and the head's included."""
         return sum(p.numel() for p in self.modules.parameters())
-
-    @property
-    def trainable_of_method(self) -> int:
-        """Number of trainable parameters without the head's."""
-        return sum(p.numel() for p in self.method.parameters() if p.requires_grad)
 
     def parts(self) -> dict[str, float]:
         """Run one step; seconds of each of :data:`PARTS`, one after the other.
@@ -107,7 +104,7 @@ class Step:
         """Bytes that one step keeps for backward, by place; parameters, buffers and inputs are not counted.
 
         Places are the backbones' taps, whatever else is saved while a backbone runs, what the method saves, wherever it
-        stands, and the head.
+        stands, and the head with its loss.
         """
         owner = _Owner(self)
         own = [*self.modules.parameters(), *self.modules.buffers(), *self.inputs]
@@ -121,7 +118,8 @@ class Step:
 
     def forward_peak(self) -> Peak:
         """Peak memory of forward alone."""
-        return peak(self.infer, self.device)
+        with self.inference() as infer:
+            return peak(infer, self.device)
 
 
 class _Owner:
@@ -147,7 +145,8 @@ class _Owner:
         self._inside[place] += 1
 
     def _leave(self, place: str, module: nn.Module, args: Any, output: Any) -> None:
-        self._inside[place] -= 1
+        if place != "head":  # after which nothing but its loss follows
+            self._inside[place] -= 1
         if place == "backbones":
             self._taps |= {tap.untyped_storage().data_ptr() for tap in output}
 

@@ -3,7 +3,8 @@
 import functools
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -157,6 +158,18 @@ def set_backend(name: str) -> None:
     global _chosen
     _check_usable(name, "set_backend")
     _chosen = name
+
+
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """Let ``name`` serve all ops for a while, see :func:`set_backend`."""
+    global _chosen
+    before = _chosen
+    set_backend(name)
+    try:
+        yield
+    finally:
+        _chosen = before
 
 
 def implementation(function: str, device: torch.device, tensors: dict[str, Any]) -> Callable:

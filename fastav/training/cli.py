@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command and what follows it; None takes the process' own.
 
     Returns:
-        The exit status: 0 if all went well, 1 if ``check-data`` found something wrong, 2 for a mistake of the user's.
+        The exit status: 0 if all went well, 1 if ``check-data`` or ``profile`` found something wrong, 2 for a
+        mistake of the user's.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):

@@ -181,9 +181,13 @@ class ProfileConfig:
         methods: which methods; none named are all.
         clips: clips in a step.
         segments: T, segments of a clip.
-        seconds: of sound in a segment, which a Whisper encoder is cut to.
+        memory: GiB that a step may take, over model, optimizer and inputs: each method is measured once more, with the
+            largest batch that fits. None measures no other batch than that of ``clips``.
+        seconds: of sound in a segment, which a Whisper encoder is cut to and waveforms last; spectrograms are as long
+            as the backbone takes them.
         audio_layout: one sound a segment ("segment"), or one a clip, whose tokens are cut into spans ("clip").
-        precision: of the backbones and of what stands in them; side branches and heads are float32.
+        precision: of the backbones and of what stands in them; side branches and heads are float32. Not float16, in
+            which AdamW's epsilon is zero.
         device: where; "auto" is the GPU if there is one.
         rounds: how often each thing is timed.
         output: the folder for the table, the picture, all figures as JSON and, on a GPU, memory snapshots.
@@ -194,9 +198,10 @@ class ProfileConfig:
     methods: list[str] = field(default_factory=list)
     clips: int = 1
     segments: int = 10
+    memory: float | None = None
     seconds: float = 1.0
     audio_layout: Literal["segment", "clip"] = "segment"
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
     rounds: int = 5
     output: str = "profile"
@@ -204,6 +209,9 @@ class ProfileConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "clips", "segments")
         _at_least(self, 2, "rounds")
+        for name in ("seconds", *(["memory"] if self.memory is not None else [])):
+            if not getattr(self, name) > 0:  # not a number fails too
+                raise ValueError(f"{name} is {getattr(self, name)}, wanted more than 0")
 
 
 def _at_least(config: Any, smallest: float, *names: str) -> None:

@@ -156,6 +156,10 @@ def test_chunks_run_one_after_the_other_and_give_the_same_taps(tiny, chunk, runs
 def test_chunks_of_nothing_are_refused(tiny, chunk):
     with pytest.raises(ValueError, match=f"chunk is {chunk!r}, wanted a number of items of at least 1, or None"):
         FrozenBackbone(tiny.vit(), chunk=chunk)
+    backbone = FrozenBackbone(tiny.vit())
+    with pytest.raises(ValueError, match=f"chunk is {chunk!r}, wanted"):
+        backbone.chunk = chunk
+    assert backbone.chunk is None
 
 
 def test_integers_reach_the_backbone_as_they_are():

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report
-from benchmarks.largest import largest_batch
 from tests.cost.test_measure import GIVEN, cells
 
 ROOT = Path(__file__).parents[2]
@@ -20,8 +19,15 @@ def values():
     method = {"kind": "method", "size": "small pair", "batch": "one clip", "memory": 384 << 20}
     own = {**method, **GIVEN.as_dict()}
     peer = {**own, "method": "lavish", "saved": {"taps": 0, "backbones": 50_000_000, "method": 0, "head": 0}}
-    peer["peak"] = {"bytes": 49_200_000, "reserved": None, "reason": ""}
-    scaling = {"kind": "scaling", "method": "mettle", "axis": "clips", "saved": 1_000_000, "peak": None, "step": 0.2}
+    peer["peak"] = {"bytes": 49_200_000, "reserved": None}
+    scaling = {
+        "kind": "scaling",
+        "method": "mettle",
+        "axis": "clips",
+        "saved": 1_000_000,
+        "peak": 3_400_000,
+        "step": 0.2,
+    }
     op = {"kind": "op", "case": "distill", "by": "ours", "direction": "forward", "operations": 4e6, "bytes": 1e6,
           "GB/s": 0.5, "share of copy bandwidth": 0.25}  # fmt: skip
     infos = [
@@ -35,6 +41,10 @@ def values():
     return {
         "benchmarks": [{"extra_info": info, "stats": STATS} for info in infos],
         "environment": {"device": "Some CPU", "date": "2031-02-03 04:05 UTC"},
+        "absences": [
+            {"method": "lavish", "batch": "largest", "reason": "not even one clip fits"},
+            {"method": "lavish", "batch": "4 clips", "reason": "it is too large"},
+        ],
         "copy bandwidth": 2e9,
         "matmul rate": 5e10,
     }
@@ -57,10 +67,11 @@ def test_report_holds_the_figures(tmp_path, accuracy):
     text = written[0].read_text()
     assert text.startswith("# What training costs: Some CPU, 2031-02-03 04:05 UTC")
     assert "## small pair, 10 segments a clip, the largest batch that fits into 384 MiB" in text
-    assert "Not even one clip fits: LAVISH." in text
+    assert "LAVISH was not measured: not even one clip fits." in text
+    assert "LAVISH, 4 clips, was not measured: it is too large." in text
     # 5 MB of 50 MB, 12.3 of 49.2 MB, and as long.
     assert cells(text, "Mettle", "LAVISH") == ["Mettle", "LAVISH", "0.100", "0.250", "1.000"]
-    assert cells(text, "Mettle", "clips", "2") == ["Mettle", "clips", "2", "1.0", "-", "200", "1.20"]
+    assert cells(text, "Mettle", "clips", "2") == ["Mettle", "clips", "2", "1.0", "3.4", "200", "1.20"]
     assert cells(text, "distill") == ["distill", "forward", "ours", "2.00 ms", "100.0 us", "0.5", "0.25"]
     assert "Measured somewhere." in text
     assert all(name in text for name in names[1:])
@@ -72,6 +83,23 @@ def test_report_goes_without_what_was_not_run(tmp_path):
     some["benchmarks"] = some["benchmarks"][-1:]
     written = report.write_report(some, tmp_path, tmp_path / "none.json")
     assert [path.name for path in written] == ["report.md", "roofline.png"]
+
+
+def test_runs_of_one_machine_are_put_together_and_of_two_refused(tmp_path):
+    pytest.importorskip("matplotlib")
+    one, other = values(), values()
+    one["benchmarks"], other["benchmarks"] = one["benchmarks"][:1], other["benchmarks"][1:2]
+    for name, run in (("one", one), ("other", other)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(run))
+    out = tmp_path / "out"
+    assert report.main([*(str(tmp_path / f"{n}.json") for n in ("one", "other")), "--out", str(out)]) == 0
+    assert cells((out / "report.md").read_text(), "Mettle", "LAVISH")[2] == "0.100"
+    whole = json.loads((out / "benchmarks.json").read_text())
+    assert whole["benchmarks"] == one["benchmarks"] + other["benchmarks"]
+    assert len(whole["absences"]) == 4
+    other["environment"] = {"device": "Another"}
+    with pytest.raises(ValueError, match="the runs are of device Another and Some CPU"):
+        report.together([one, other])
 
 
 def test_command_writes_beside_the_json(tmp_path, capsys):
@@ -92,24 +120,3 @@ def test_pytest_benchmarks_ends_with_a_report(tmp_path):
     assert f"report: {tmp_path / 'benchmarks.json'}, {tmp_path / 'report.md'}" in done.stdout
     assert "orthogonality" in (tmp_path / "report.md").read_text()
     assert json.loads((tmp_path / "benchmarks.json").read_text())["environment"]["torch"]
-
-
-@pytest.mark.parametrize(
-    ("first", "each", "limit", "fits"), [(10, 3, 40, 11), (10, 3, 39, 10), (50, 3, 40, 0), (30, 20, 40, 1)]
-)
-def test_largest_batch_is_where_the_line_says(monkeypatch, first, each, limit, fits):
-    tried = []
-
-    def weigh(step, clips, device):
-        tried.append(clips)
-        return first + each * (clips - 1)
-
-    monkeypatch.setattr("benchmarks.largest._peak", weigh)
-    assert largest_batch(None, None, limit) == fits
-    assert len(tried) <= 3
-
-
-def test_largest_batch_takes_less_where_the_line_promised_too_much(monkeypatch):
-    """Memory that grows faster than the line through its first two points."""
-    monkeypatch.setattr("benchmarks.largest._peak", lambda step, clips, device: clips + max(0, clips - 2) ** 2)
-    assert largest_batch(None, None, 40) == 7  # 7 + 25; 8 would be 8 + 36

@@ -64,13 +64,13 @@ def test_tables_hold_what_they_were_given():
     other = replace(GIVEN, method="lavish", reached=24, blocks=24, saved={**GIVEN.saved, "backbones": 95_000_000})
     text = cost_table([GIVEN, other], markdown=True)
     assert cells(text, "method") == [
-        "method", "clips", "blocks passed", "trainable", "% of all", "saved MB", "peak MB", "forward peak MB",
-        "step ms", "of frozen", "forward ms", "clips/s",
+        "method", "clips", "blocks passed", "trainable", "head", "% of all", "saved MB", "peak MB", "forward peak MB",
+        "step ms", "of frozen", "IQR", "forward ms", "clips/s",
     ]  # fmt: skip
     assert cells(text, "Mettle") == [
-        "Mettle", "2", "0 of 36", "900", "10.00", "5.0", "12.3", "7.0", "100", "2.00", "80", "20.00",
+        "Mettle", "2", "0 of 36", "900", "100", "10.00", "5.0", "12.3", "7.0", "100", "2.00", "0.20", "80", "20.00",
     ]  # fmt: skip
-    assert cells(text, "LAVISH")[5] == "100.0"
+    assert cells(text, "LAVISH")[6] == "100.0"
     parts = parts_table([GIVEN], markdown=True)
     assert cells(parts, "Mettle")[2:] == ["70.0", "20.0", "1.0", "8.0", "1.0", "3.0", "0.0", "1.5", "0.5"]
 
@@ -91,7 +91,7 @@ def test_pictures_show_a_clips_share(tmp_path, monkeypatch):
     monkeypatch.setattr(figures.Figure, "savefig", lambda self, path: (drawn.append(self), save(self, path)))
     draw_costs([GIVEN, replace(GIVEN, method="molt", clips=1)], tmp_path / "costs.png", "title")
     memory, time = drawn[0].axes
-    assert [label.get_text() for label in memory.get_yticklabels()] == ["Mettle, 2 clips", "MoLT, 1 clips"]
+    assert [label.get_text() for label in memory.get_yticklabels()] == ["Mettle, 2 clips", "MoLT, 1 clip"]
     widths = [bar.get_width() for bar in memory.patches]
     assert widths[:2] == [1.5, 3.0]  # taps, in MB a clip
     assert sum(bar.get_width() for bar in time.patches[::2]) == pytest.approx(50.0)

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+import fastav
 from fastav.baselines import FrozenFeatures, Naive
 from fastav.baselines.base import Seen
 from fastav.cost import METHODS, Step, WrongError, build_step, check, random_inputs
+from fastav.ops import _backends, _register
 from fastav.tasks import LocalizationTask
 
 pytest.importorskip("timm")
@@ -70,3 +72,58 @@ def test_a_gradient_of_another_sum_is_found(pair, inputs, monkeypatch):
     monkeypatch.setattr(torch.autograd, "grad", halved)
     with pytest.raises(WrongError, match="in a random direction"):
         check(step_of(Naive(*pair), inputs))
+
+
+class Still(Naive):
+    """Trains a matrix that nothing reads."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.idle = torch.nn.Linear(3, 3)
+
+
+def test_matrices_without_a_gradient_are_named(pair, inputs):
+    with pytest.raises(WrongError, match=r"^idle\.weight, which it trains, has no gradient"):
+        check(step_of(Still(*pair), inputs))
+
+
+def test_backbones_that_start_as_identities_are_looked_behind(tiny, inputs):
+    """A new Swin V2 adds its blocks' parts through norms of zero: LoRA there would seem to have no gradient."""
+    eyes, ears = tiny.swin(), tiny.vit(in_chans=1)
+    norms = [p for name, p in eyes.named_parameters() if "norm1.weight" in name]
+    assert norms
+    assert not any(p.any() for p in norms)
+    check(build_step("lora", eyes, ears, random_inputs(eyes, ears, clips=1, segments=2)))
+    assert not any(p.any() for p in norms)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ops_that_are_wrong_as_they_are_timed_are_found(pair, inputs, monkeypatch, dtype):
+    """Right in float64, and 1 % off in what is timed."""
+    monkeypatch.setattr(_backends, "_chosen", None)
+    pair, inputs = [module.to(dtype) for module in pair], [x.to(dtype) for x in inputs]
+    step = build_step("mettle", *pair, inputs)
+    check(step)
+    real = _backends.implementation
+
+    def implementation(function, device, tensors):
+        found = real(function, device, tensors)
+        chosen = _backends._chosen
+        if function != "fuse_backward" or chosen is not None:
+            return found
+        return lambda *args, **options: {
+            name: [1.01 * x for x in some] for name, some in found(*args, **options).items()
+        }
+
+    monkeypatch.setattr(_register, "implementation", implementation)
+    with pytest.raises(WrongError, match=r"its gradients are .* off those by the reference ops, of"):
+        check(step)
+
+
+def test_another_backend_is_left_as_it_was_chosen(pair, inputs):
+    fastav.set_backend("reference")
+    try:
+        check(build_step("mettle", *pair, inputs))
+        assert _backends._chosen == "reference"
+    finally:
+        fastav.set_backend("auto")

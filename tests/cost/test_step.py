@@ -1,5 +1,8 @@
 """What of a step is whose: counted by hand on backbones whose taps are known."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -38,6 +41,31 @@ def test_of_views_the_whole_storage_counts():
     big = torch.randn(1000, 4)
     w = torch.randn(4, requires_grad=True)
     assert saved_for_backward(lambda: big[:1] * w, own=[w]) == {"all": 16000}
+
+
+def test_nothing_outlives_the_count():
+    """A node that saves its own output would hold itself, were it given back with its graph."""
+    a = torch.randn(10, requires_grad=True)
+    found = []
+
+    def forward():
+        c = a.exp()
+        found.append(weakref.ref(c))
+        return c.sum()
+
+    assert saved_for_backward(forward) == {"all": 40}
+    gc.collect()
+    assert found[0]() is None
+
+
+def test_the_loss_is_the_heads(pair):
+    """What follows the head's forward, labels and all, is counted with it."""
+    run = step(pair, "frozen")
+    whole = run.saved()
+    run.task.loss = lambda said, batch: said.sum()
+    without = run.saved()
+    assert whole["method"] == without["method"]
+    assert whole["head"] - without["head"] >= run.batch["labels"].nbytes
 
 
 def test_what_ours_keep_is_taps_and_nothing_inside_of_the_backbones(pair):
@@ -101,7 +129,8 @@ def test_parts_are_in_order_and_as_long_as_what_they_stand_for(pair, monkeypatch
 def test_infer_is_forward_alone_in_eval_mode(pair):
     run, seen = step(pair, "mettle"), []
     run.task.register_forward_hook(lambda task, *_: seen.append((task.training, torch.is_grad_enabled())))
-    said = run.infer()
+    with run.inference() as infer:
+        said = infer()
     assert seen == [(False, False)]
     assert not said.requires_grad
     assert said.shape == (CLIPS, SEGMENTS, 29)

@@ -56,9 +56,9 @@ char* work_memory(int64_t bytes) { return allocate(bytes); }
 
 }  // namespace
 
-Scratch::Scratch(int64_t bytes) : data_(work_memory(bytes)) {}
-Scratch::Scratch(Scratch&& other) noexcept : data_(other.data_) { other.data_ = nullptr; }
-Scratch::~Scratch() { std::free(data_); }
+Scratch::Scratch(int64_t bytes) : data_(work_memory(bytes)), owner_(data_) {}
+Scratch::Scratch(Scratch&& other) noexcept : data_(other.data_), owner_(other.owner_) { other.owner_ = nullptr; }
+Scratch::~Scratch() { std::free(owner_); }
 
 void parallel(int64_t items, int64_t bytes, void (*body)(void*, int64_t, char*), void* context) {
     std::atomic<int64_t> next{0};

@@ -8,6 +8,7 @@ import pytest
 from examples.stamps import peers, splits
 from examples.stamps.exercises import METTLE, POOLED
 from examples.stamps.peers_report import Outcome, write_accuracy
+from examples.stamps.training import LEARNING_RATE, _parameter_groups
 from fastav.cost import METHODS
 from tests.cost.test_measure import GIVEN, cells
 
@@ -15,46 +16,77 @@ for module in ("greenlet", "peft"):
     pytest.importorskip(module)
 
 SIZES = {"train": 4, "validation": 2, "test": 3}
-RUN = Outcome("naive", 3e-4, 0, 50.0, {"accuracy": 40.0, "mismatched_recall": 10.0}, [40.0] * 3, 900, 1.0)
+RUN = Outcome("naive", 1e-3, 0, 50.0, {"accuracy": 40.0, "mismatched_recall": 10.0}, [40.0] * 3, 900, 100, 0.25, 1.0)
 
 
 @pytest.fixture
 def exercise(monkeypatch, tmp_path):
     monkeypatch.setattr(splits, "cache_folder", lambda: tmp_path)
-    monkeypatch.setattr(peers, "fetch_all", lambda packages: ({}, []))
     monkeypatch.setattr(peers, "EPOCHS", 1)
     monkeypatch.setattr(peers, "BATCH", 2)
-    return peers.localization(SIZES, 42)
+    return peers.localization(SIZES, 42, {})
 
 
 @pytest.mark.parametrize("method", ["naive", METTLE])
 def test_a_run_is_kept_and_not_run_again(exercise, tmp_path, monkeypatch, method):
     assert set(peers.RATES) <= set(exercise.methods)
-    rate = peers.RATES[method][0]
-    found = peers.outcome(exercise, method, rate, 0, tmp_path / "out")
+    rate, folder = peers.RATES[method], tmp_path / "out"
+    found = peers.outcome(exercise, method, rate, 0, folder=folder)
     assert (found.method, found.rate, found.seed) == (method, rate, 0)
     assert len(found.of_clips) == 3
     assert sum(found.of_clips) / 3 == pytest.approx(found.test["accuracy"])
+    assert found.trainable > 0
+    assert found.head > 0
     monkeypatch.setattr(peers, "train", None)
-    assert peers.outcome(exercise, method, rate, 0, tmp_path / "out") == found
+    assert peers.outcome(exercise, method, rate, 0, folder=folder) == found
+    monkeypatch.setattr(peers, "EPOCHS", 2)
+    with pytest.raises(ValueError, match=r"was run with .*'epochs': 1.*, wanted .*'epochs': 2"):
+        peers.outcome(exercise, method, rate, 0, folder=folder)
 
 
-def keep(folder, run):
-    path = folder / "runs" / f"{run.method}-{run.rate:g}-{run.seed}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(run)))
+@pytest.mark.parametrize("method", ["frozen", "naive"])
+def test_every_learning_rate_makes_a_difference(exercise, method):
+    """Of methods that have a read-out alone, it is the read-out's."""
+    model = exercise.methods[method]()
+    small, large = (_parameter_groups(model, 0.1, rate) for rate in (1e-3, 3e-3))
+    differing = [sum(p.numel() for p in a["params"]) for a, b in zip(small, large, strict=True) if a["lr"] != b["lr"]]
+    wanted = model.source.adapter if method == "frozen" else model.source.adapter.beside
+    assert sum(differing) == sum(p.numel() for p in wanted.parameters() if p.requires_grad)
+    assert {group["lr"] for group in small} == {1e-3, LEARNING_RATE}
 
 
-def test_validation_chooses_the_rate_and_other_seeds_follow(tmp_path):
-    first, second = peers.RATES["naive"]
-    better = replace(RUN, rate=second, validation=60.0, test={**RUN.test, "accuracy": 1.0})  # whatever the test says
-    for run in (replace(RUN, rate=first), better, replace(better, seed=1), replace(better, seed=2)):
-        keep(tmp_path, run)
-    assert [(run.rate, run.seed) for run in peers.outcomes(None, "naive", 3, tmp_path)] == [
-        (second, 0),
-        (second, 1),
-        (second, 2),
-    ]
+@pytest.mark.parametrize(
+    ("validation", "tried", "best"),
+    [
+        ({1.0: 50, 3.0: 60, 9.0: 55}, [1, 3, 9], 3),
+        ({1.0: 50, 3.0: 60, 9.0: 65}, [1, 3, 9], 9),
+        ({1.0: 50, 3.0: 40, 1 / 3: 45}, [1, 3, 1 / 3], 1),
+        ({1.0: 50, 3.0: 50, 1 / 3: 55}, [1, 3, 1 / 3], 1 / 3),
+    ],
+)
+def test_validation_chooses_the_rate_and_other_seeds_follow(validation, tried, best):
+    """Whatever the test split says, which is best at the worst rate."""
+    asked = []
+
+    def run(rate, seed):
+        asked.append((rate, seed))
+        return replace(RUN, rate=rate, seed=seed, validation=validation[rate], test={"accuracy": -validation[rate]})
+
+    found = peers.outcomes(run, 1.0, 3)
+    assert [rate for rate, _ in asked[:3]] == tried
+    assert [(one.rate, one.seed) for one in found] == [(best, 0), (best, 1), (best, 2)]
+
+
+def test_methods_of_which_runs_are_missing_are_left_out(tmp_path):
+    (tmp_path / "runs").mkdir()
+    for rate, seed in ((1e-3, 0), (3e-3, 0), (1e-3 / 3, 0), (1e-3, 1)):
+        for method in ("naive", "lavish") if seed == 0 else ("naive",):
+            run = replace(RUN, method=method, rate=rate, seed=seed, validation=1.0 if rate == 1e-3 else 0.0)
+            path = peers.path_of(tmp_path, method, rate, seed)
+            path.write_text(json.dumps({**asdict(run), "settings": peers.settings()}))
+    found = peers.kept(tmp_path, 2)
+    assert list(found) == ["naive"]
+    assert [run.seed for run in found["naive"]] == [0, 1]
 
 
 def test_every_method_with_a_cost_has_a_rate():
@@ -66,7 +98,7 @@ def test_table_and_points_hold_what_they_were_given(tmp_path):
     table, points = write_accuracy(tmp_path, runs, {METTLE: GIVEN}, "Somewhere.")
     text = table.read_text()
     assert cells(text, "Mettle") == [
-        "Mettle", "42.0 ± 2.8", "10.0 ± 0.0", "0.0003", "900", "5.0", "12", "100", "2.00",
+        "Mettle", "42.0 ± 2.8", "10.0 ± 0.0", "0.001", "0.25", "900", "100", "5.0", "12", "100", "2.00",
     ]  # fmt: skip
     assert cells(text, POOLED)[-4:] == ["-", "-", "-", "-"]
     assert "over 2 seed(s). Somewhere." in text

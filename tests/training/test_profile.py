@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 
-from fastav import FrozenBackbone
-from fastav.cost import METHODS, Cost
+from fastav import FrozenBackbone, MettleAdapter
+from fastav.cost import METHODS, Cost, WrongError, profile
 from fastav.training import cli
+from tests.cost.test_measure import cells
 
 for module in ("timm", "transformers", "greenlet", "peft", "matplotlib", "jsonargparse"):
     pytest.importorskip(module)
@@ -20,6 +22,10 @@ AST = {
     "num_attention_heads": 2,
     "intermediate_size": 32,
 }
+
+
+def costs_in(folder, batch="costs"):
+    return [Cost.from_dict(one) for one in json.loads((folder / "costs.json").read_text())[batch]]
 
 
 def arguments(folder, **flags):
@@ -42,15 +48,17 @@ def arguments(folder, **flags):
 def test_all_methods_are_measured_and_written(tmp_path, capsys):
     assert cli.main(arguments(tmp_path)) == 0
     printed = capsys.readouterr().out
-    costs = [Cost.from_dict(one) for one in json.loads((tmp_path / "costs.json").read_text())]
+    costs = costs_in(tmp_path)
     assert [cost.method for cost in costs] == list(METHODS)
     for title in ("Mettle", "MoLT", "frozen features", "ladder side tuning", "LoRA", "LAVISH", "DG-SCT"):
         assert f"\n{title} " in printed
-    table = (tmp_path / "costs.md").read_text()
-    assert table.startswith(
-        "# vit_tiny_patch16_224 and audio-spectrogram-transformer, 1 clip(s) of 2 segments, float32"
-    )
-    assert f"{costs[0].saved_bytes / 1e6:.1f}" in table
+    said = (tmp_path / "costs.md").read_text()
+    assert said.startswith("# vit_tiny_patch16_224 and audio-spectrogram-transformer, 2 segments a clip, float32\n")
+    assert f"torch {torch.__version__}" in said
+    row = cells(said, "DG-SCT")
+    of_dgsct = costs[METHODS.index("dg-sct")]
+    assert row[3:5] == [f"{of_dgsct.trainable:,}", f"{of_dgsct.head:,}"]
+    assert row[6] == f"{of_dgsct.saved_bytes / 1e6:.1f}"
     assert (tmp_path / "costs.png").read_bytes().startswith(b"\x89PNG")
     assert "costs.png" in printed
 
@@ -60,7 +68,59 @@ def test_what_does_not_go_with_the_backbones_is_named_and_the_rest_measured(tmp_
     assert cli.main(arguments(tmp_path, **raw)) == 0
     said = capsys.readouterr()
     assert "LAVISH: not measured: Lavish hears spectrograms" in said.err
-    assert [one["method"] for one in json.loads((tmp_path / "costs.json").read_text())] == ["frozen"]
+    assert "LAVISH: not measured: Lavish hears spectrograms" in (tmp_path / "costs.md").read_text()
+    assert [cost.method for cost in costs_in(tmp_path)] == ["frozen"]
+    assert json.loads((tmp_path / "costs.json").read_text())["absences"][0][:2] == ["costs", "lavish"]
+
+
+def test_methods_are_measured_again_with_the_largest_batch(tmp_path, capsys, monkeypatch):
+    """By peaks that are given: 3 clips fit into what is there."""
+    monkeypatch.setattr("fastav.cost.largest._peak", lambda step, clips, device: clips << 20)
+    assert cli.main(arguments(tmp_path, methods='["frozen"]', memory=str(3.5 / 1024))) == 0
+    assert "The largest batch that fits into 0.00341797 GiB" in capsys.readouterr().out
+    assert [cost.clips for cost in costs_in(tmp_path, "largest")] == [3]
+    assert [cost.clips for cost in costs_in(tmp_path)] == [1]
+    assert (tmp_path / "largest.png").is_file()
+
+
+def test_methods_of_which_not_one_clip_fits_are_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fastav.cost.largest._peak", lambda step, clips, device: 2 << 30)
+    assert cli.main(arguments(tmp_path, methods='["frozen"]', memory="1")) == 0
+    assert "frozen features: not measured: not even one clip fits into 1 GiB" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (WrongError("it is wrong"), 1, "WrongError: it is wrong"),
+        (RuntimeError("broken"), 1, "RuntimeError: broken"),
+        (torch.cuda.OutOfMemoryError(), 0, "its check in float64, of 2 segments, does not fit into"),
+    ],
+)
+def test_what_fails_is_named_and_the_rest_is_kept(tmp_path, capsys, monkeypatch, error, status, reason):
+    check = profile.check
+
+    def failing(step):
+        if isinstance(step.method, MettleAdapter):
+            raise error
+        return check(step)
+
+    monkeypatch.setattr(profile, "check", failing)
+    assert cli.main(arguments(tmp_path, methods='["frozen", "mettle"]')) == status
+    assert f"Mettle: not measured: {reason}" in capsys.readouterr().err
+    assert [cost.method for cost in costs_in(tmp_path)] == ["frozen"]
+
+
+def test_waveforms_last_as_long_as_they_are_asked_to(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "fastav.training.profile_command.profile",
+        lambda methods, eyes, ears, inputs, **options: seen.append(inputs[1].shape) or [],
+    )
+    raw = {"audio.name": "hubert", "audio.options": '{"num_hidden_layers": 1}', "seconds": "2.5"}
+    assert cli.main(arguments(tmp_path, **raw)) == 1  # nothing was measured
+    assert cli.main(arguments(tmp_path, audio_layout="clip", **raw)) == 1
+    assert seen == [(1, 2, 40000), (1, 80000)]
 
 
 def test_chunks_are_said_and_used(tmp_path, capsys, monkeypatch):
@@ -82,6 +142,8 @@ def test_chunks_are_said_and_used(tmp_path, capsys, monkeypatch):
     ("flags", "said"),
     [
         ({"methods": '["metle"]'}, "--methods: there is no metle; choose among mettle, molt"),
+        ({"device": "mps"}, "--device mps: costs are measured on cpu and cuda alone"),
+        ({"memory": "0"}, "memory is 0.0, wanted more than 0"),
         ({"device": "tpu9"}, "--device tpu9: torch knows no such device"),
         ({"visual.chunk": "0"}, "chunk is 0, wanted at least 1"),
         ({"rounds": "1"}, "rounds is 1, wanted at least 2"),
