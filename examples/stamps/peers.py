@@ -36,9 +36,9 @@ from fastav.cost.profile import profile
 from fastav.cost.where import where
 from fastav.tasks import LocalizationTask
 
-SIZES = {"train": 320, "validation": 60, "test": 150}
+SIZES = {"train": 240, "validation": 60, "test": 150}
 IMAGE_SIZE = 98  # pixels, 7 x 7 patches: what two cores can train through
-EPOCHS = 2
+EPOCHS = 4
 BATCH = 2
 
 #: The learning rate that each method is tried with first; heads always have the demo's.

@@ -13,7 +13,7 @@ from fastav.backbones import FrozenBackbone
 from fastav.baselines.base import Baseline, Seen, blocks_of
 from fastav.baselines.dgsct import DGSCTAdapter
 from fastav.baselines.lockstep import in_step
-from fastav.baselines.sites import blocks_with_branches, inserted
+from fastav.baselines.sites import blocks_with_branches, check_runs_once, inserted
 
 
 def pair_blocks(visual: Sequence[int], audio: Sequence[int]) -> list[tuple[int, int]]:
@@ -102,6 +102,7 @@ class DGSCT(Baseline):
         if visual.module is audio.module:
             raise ValueError("DGSCT wants two backbones that go side by side, was given one for both; copy it")
         super()._build(visual, audio)
+        check_runs_once(audio)
         self.pairs = pair_blocks(visual.stages, audio.stages)
         seeing, hearing = blocks_with_branches(visual), blocks_of(audio)
         self._blocks = [seeing[i] for i, _ in self.pairs], [hearing[j] for _, j in self.pairs]

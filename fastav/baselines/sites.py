@@ -60,12 +60,26 @@ def branch_sites(block: nn.Module) -> tuple[Site, Site]:
     return _SITES[name]
 
 
+def check_runs_once(backbone: FrozenBackbone) -> None:
+    """Look whether timm runs its blocks once more in backward, when hooks in them are gone.
+
+    Raises:
+        ValueError: it does.
+    """
+    if any(getattr(module, "grad_checkpointing", False) for module in backbone.module.modules()):
+        raise ValueError(
+            f"{type(backbone.module).__name__} checkpoints gradients, and adapters inside of its blocks are gone when "
+            f"these run again; call its set_grad_checkpointing(False)"
+        )
+
+
 def blocks_with_branches(backbone: FrozenBackbone) -> list[nn.Module]:
     """The tapped blocks, if adapters can be put into all of them.
 
     Raises:
-        ValueError: a block whose branches are not known.
+        ValueError: a block whose branches are not known, or blocks that are checkpointed.
     """
+    check_runs_once(backbone)
     blocks = blocks_of(backbone)
     for block in blocks:
         branch_sites(block)

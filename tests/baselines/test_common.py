@@ -337,3 +337,24 @@ def test_read_outs_are_standardised_by_the_first_training_batches(pair, clips, b
     torch.testing.assert_close(found.mean, pooled.mean(0))
     torch.testing.assert_close(found.variance, pooled.var(0, correction=0))
     assert int(found.measured) == batches
+
+
+@pytest.mark.parametrize("name", ["naive", "lavish", "dg-sct", "lora", "full"])
+def test_checkpointed_blocks_are_refused_where_adapters_stand_in_them_by_hooks(tiny, clips, name):
+    """They run once more in backward, when the hooks are gone; LoRA's maps are still there."""
+    pair = [tiny.vit(embed_dim=16).double(), tiny.vit(embed_dim=16, in_chans=1).double()]
+    pair[0].set_grad_checkpointing()
+    if name in ("naive", "lavish", "dg-sct"):
+        for given in [pair, pair[::-1]][: 1 + (name != "lavish")]:
+            with pytest.raises(ValueError, match=r"checkpoints gradients.*call its set_grad_checkpointing\(False\)"):
+                built(name, given)
+        return
+    gradients = []
+    for on in (True, False):
+        pair[0].set_grad_checkpointing(on)
+        model = built(name, pair)
+        model(*clips).visual.square().sum().backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert len(gradients[0]) > 4
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
