@@ -57,7 +57,7 @@ def size_for(device: torch.device, *, full: bool) -> Size:
     if full:
         return Size("AVE step", _swin_large, _htsat, 10, torch.float32, half_of_memory(), AVE)
     name = "Swin-V2-T at 128 px and HTS-AT at a quarter of its spectrogram"
-    return Size(name, _swin_tiny, _htsat_quarter, 2, torch.float32, 384 << 20)
+    return Size(name, _swin_tiny, _htsat_quarter, 2, torch.float32, 256 << 20)
 
 
 def half_of_memory() -> int:

@@ -13,7 +13,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROUNDS = 3
 AXES = {
     "clips": (1, 2, 4),
-    "segments": (1, 4, 10),
+    "segments": (1, 3, 6),
     "query tokens": (1, 4, 16),
     "last blocks of each backbone": (1, 4, 12),
 }

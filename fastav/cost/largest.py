@@ -12,13 +12,12 @@ from fastav.cost.memory import peak
 
 
 def largest_batch(step: Callable[[int], Callable[[], Any]], device: torch.device, memory: int | None) -> int:
-    """How many clips fit, to within an eighth: doubled while they do, then halved in between.
+    """How many clips fit, to within an eighth: by the line through two that do, else by doubling, then by halving.
 
     Args:
         step: makes a training step for a number of clips.
         device: where.
-        memory: bytes that a step may take over what there was before it; None for what a GPU has. What by the line
-            through two smaller batches would take a quarter more is not even tried.
+        memory: bytes that a step may take over what there was before it; None for what a GPU has.
 
     Returns:
         Clips; 0 if not even one fits.
@@ -28,13 +27,12 @@ def largest_batch(step: Callable[[int], Callable[[], Any]], device: torch.device
         found = _peak(step, clips, device)
         return found if found is not None and (memory is None or found <= memory) else None
 
-    fits, taken, each, beyond = 0, 0, 0, 1
-    while memory is None or taken + each * (beyond - fits) <= 1.25 * memory:
-        found = weigh(beyond)
-        if found is None:
-            break
-        each = max(0, found - taken) // (beyond - fits) if fits else 0
+    fits, taken, beyond = 0, 0, 1
+    while beyond > fits + fits // 8 and (found := weigh(beyond)) is not None:
+        each = (found - taken) / (beyond - fits) if fits else 0.0  # the first clip takes what all do
         fits, taken, beyond = beyond, found, 2 * beyond
+        if memory is not None and each > 0:
+            beyond = min(fits + int((memory - taken) / each), 8 * fits)
     while beyond - fits > max(1, fits // 8):
         between = (fits + beyond) // 2
         if weigh(between) is None:

@@ -16,8 +16,8 @@ from fastav.cost.memory import Peak
 from fastav.cost.step import Step
 from fastav.cost.timing import Spread, timed
 
-#: Rounds before those that count.
-WARM_UP = 2
+#: Rounds before those that count: in the first one adapters measure their taps' statistics.
+WARM_UP = 1
 
 #: Counters of energy move a few times a second.
 ENERGY_SECONDS = 2.0
