@@ -56,8 +56,8 @@ def size_for(device: torch.device, *, full: bool) -> Size:
         return Size("AVE step", _swin_large, _htsat, 10, torch.bfloat16, None, AVE)
     if full:
         return Size("AVE step", _swin_large, _htsat, 10, torch.float32, half_of_memory(), AVE)
-    name = "Swin-V2-T at 128 px and HTS-AT at a quarter of its spectrogram"
-    return Size(name, _swin_tiny, _htsat_quarter, 2, torch.float32, 256 << 20)
+    name = "Swin-V2-T at 64 px and HTS-AT at a quarter of its spectrogram"
+    return Size(name, _swin_tiny, _htsat_quarter, 2, torch.float32, 192 << 20)
 
 
 def half_of_memory() -> int:
@@ -79,4 +79,4 @@ def _htsat(**options: Any) -> nn.Module:
 
 _htsat_quarter = partial(_htsat, spec_size=128, window_size=4)
 _swin_large = partial(_swin, "swinv2_large_window12_192")
-_swin_tiny = partial(_swin, "swinv2_tiny_window8_256", img_size=128)
+_swin_tiny = partial(_swin, "swinv2_tiny_window8_256", img_size=64)
