@@ -26,7 +26,7 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[str, i
     Returns:
         The table as Markdown; how many rows keep the same bytes and agree in time, and how many were measured with as
         many clips. Times agree if the medians are no further apart than the two IQRs together: normally distributed
-        ones of one and the same call would be further apart in 1 of 140 such pairs of seven rounds, 1 of 8 of three.
+        ones of one and the same call would be further apart in 1 of 20 such pairs of five rounds, 1 of 8 of three.
 
     Raises:
         ValueError: there is no method that both runs measured at one size.

@@ -29,15 +29,15 @@ def reached():
 
 
 @pytest.fixture(scope="session")
-def of_one_clip():
-    """What methods cost with one clip, where that was measured."""
+def measured():
+    """What methods cost by number of clips: the largest batch may be one clip."""
     return {}
 
 
 @pytest.mark.benchmark(timer=clock(DEVICE))
 @pytest.mark.parametrize("batch", ROUNDS)
 @pytest.mark.parametrize("method", METHODS)
-def test_method(benchmark, size, pair, reached, of_one_clip, absent, method, batch):
+def test_method(benchmark, size, pair, reached, measured, absent, method, batch):
     """Check a method, then weigh and time it."""
     options = size.ours if method in OURS else {}
     make: Callable[..., Step] = partial(build_step, method, *pair, **options)
@@ -51,12 +51,9 @@ def test_method(benchmark, size, pair, reached, of_one_clip, absent, method, bat
                 absent(method, batch, "not even one clip fits")
         given = inputs(pair, clips, size.segments)
         step = make(given)
-        cost = of_one_clip.get(method) if clips == 1 else None
-        if cost is None:
+        if (method, clips) not in measured:
             frozen = frozen_forward(pair[0], pair[1], given)
-            cost = measure_cost(method, step, frozen, reached=reached[method], rounds=ROUNDS[batch])
-        if clips == 1:
-            of_one_clip[method] = cost
+            measured[method, clips] = measure_cost(method, step, frozen, reached=reached[method], rounds=ROUNDS[batch])
         benchmark.pedantic(step)
     except torch.cuda.OutOfMemoryError:
         absent(method, batch, "one clip does not fit into the device's memory")
@@ -66,6 +63,6 @@ def test_method(benchmark, size, pair, reached, of_one_clip, absent, method, bat
         "size": size.name,
         "batch": batch,
         "memory": size.memory,
-        **cost.as_dict(),
+        **measured[method, clips].as_dict(),
     }
     gc.collect()

@@ -43,6 +43,18 @@ def test_of_views_the_whole_storage_counts():
     assert saved_for_backward(lambda: big[:1] * w, own=[w]) == {"all": 16000}
 
 
+def test_what_nothing_depends_on_in_the_end_does_not_count():
+    """Its memory may be another's by then."""
+    a = torch.randn(1000, requires_grad=True)
+
+    def forward():
+        for _ in range(3):
+            a.exp().sin()  # two results saved, and gone
+        return a.exp().sum()
+
+    assert saved_for_backward(forward) == {"all": 4000}
+
+
 def test_nothing_outlives_the_count():
     """A node that saves its own output would hold itself, were it given back with its graph."""
     a = torch.randn(10, requires_grad=True)
