@@ -19,7 +19,7 @@ from fastav.cost.report import TITLES, cost_table, draw_costs, notes, parts_tabl
 from fastav.cost.tables import aligned
 
 #: Where accuracy and cost of every method lie that were measured with the demo's clips.
-ACCURACY = Path(__file__).parent / "results" / "accuracy.json"
+ACCURACY = Path(__file__).parent / "results" / "accuracy" / "accuracy.json"
 
 #: What the table of methods means, said once.
 _LEGEND = (

@@ -304,9 +304,10 @@ def gradcheck(function, arguments, wanted=None):
     assert torch.autograd.gradcheck(flattened, leaves, fast_mode=interpreted)
 
 
-# Two orders of the same float32 sums err independently, and the largest errors of two such draws seldom lie 4 apart;
-# what float32 arithmetic with one rounding at the end loses in 16 bits is the rounding, which is counted in full: 2.
-FACTORS = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 2}
+# Two orders of the same float32 sums err independently, and the largest errors of two such draws seldom lie 4 apart; on
+# a CPU with AVX2 alone two of PyTorch's own did, by 4.1, in a bias' gradient over 3072 tokens: 6. What float32 arithmetic
+# with one rounding at the end loses in 16 bits is the rounding, which is counted in full: 2.
+FACTORS = {torch.float32: 6, torch.bfloat16: 2, torch.float16: 2}
 
 
 def check_rounding(op, function, arguments, dtypes, wanted=None, out_dtype=None):
