@@ -305,8 +305,8 @@ def gradcheck(function, arguments, wanted=None):
 
 
 # Two orders of the same float32 sums err independently, and the largest errors of two such draws seldom lie 4 apart; on
-# a CPU with AVX2 alone two of PyTorch's own did, by 4.1, in a bias' gradient over 3072 tokens: 6. What float32 arithmetic
-# with one rounding at the end loses in 16 bits is the rounding, which is counted in full: 2.
+# a CPU with AVX2 alone two of PyTorch's own did, by 4.1, in a bias' gradient over 3072 tokens: 6. What float32
+# arithmetic with one rounding at the end loses in 16 bits is the rounding, which is counted in full: 2.
 FACTORS = {torch.float32: 6, torch.bfloat16: 2, torch.float16: 2}
 
 
