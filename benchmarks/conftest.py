@@ -73,7 +73,8 @@ def pytest_benchmark_update_json(config, benchmarks, output_json):
     """Add where it was measured, what the machine can do, and what was not measured."""
     config.option.report.mkdir(parents=True, exist_ok=True)
     Path(config.option.benchmark_json).parent.mkdir(parents=True, exist_ok=True)
-    output_json["machine_info"].pop("node", None)  # reports are shown around
+    for private in ("node", "release"):  # reports are shown around
+        output_json["machine_info"].pop(private, None)
     output_json |= config.stash[MACHINE] | {"absences": config.stash[ABSENCES]}
     config.stash[WRITTEN] = True
 
