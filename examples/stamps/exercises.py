@@ -65,8 +65,14 @@ class Exercise:
     twins: bool = False
 
 
-def localization(splits: dict[str, Split], *, weak: bool) -> Exercise:
-    """Which class is both seen and heard; with ``weak``, learned from which events a clip has, not when."""
+def localization(splits: dict[str, Split], *, weak: bool, **options: Any) -> Exercise:
+    """Which class is both seen and heard; with ``weak``, learned from which events a clip has, not when.
+
+    Args:
+        splits: by name.
+        weak: whether seconds have labels.
+        options: of both adapters' configurations.
+    """
     classes = _clips(splits["train"]).material.num_classes
 
     def task(tokens: int, width: int) -> Task:
@@ -83,7 +89,7 @@ def localization(splits: dict[str, Split], *, weak: bool) -> Exercise:
     return Exercise(
         "localisation, weak" if weak else "localisation",
         examples,
-        _methods(splits["train"], task, lambda width: LocalizationProbe(width, classes)),
+        _methods(splits["train"], task, lambda width: LocalizationProbe(width, classes), **options),
         {"accuracy": "accuracy"} if weak else {"accuracy": "accuracy", "mismatched recall": "mismatched_recall"},
         ("always background", metric.compute()),
         epochs=12,
@@ -214,7 +220,12 @@ def segmentation(name: str, splits: dict[str, Split]) -> Exercise:
 
 
 def _methods(
-    train: Split, task: Callable[[int, int], Task], probe: Callable[[int], nn.Module], *, heard: bool = False
+    train: Split,
+    task: Callable[[int, int], Task],
+    probe: Callable[[int], nn.Module],
+    *,
+    heard: bool = False,
+    **options: Any,
 ) -> dict[str, Callable[[], Model]]:
     """The methods of a task that reads tokens alone.
 
@@ -223,18 +234,19 @@ def _methods(
         task: makes the task for K and W.
         probe: makes its linear head for a backbone's width.
         heard: whether to show what can be done without the sound.
+        options: of both adapters' configurations.
     """
     many, late = _tapped(train, METTLE_TAPS), _tapped(train, MOLT_TAPS)
 
     def mettle() -> Adapter:
-        return MettleAdapter(*many, MettleConfig(audio_layout="clip"))
+        return MettleAdapter(*many, MettleConfig(audio_layout="clip", **options))
 
     return {
         PROBE: lambda: Model(LastLayers(train, many), _with_head(task(1, 1), probe(many.visual.widths[-1]))),
         POOLED: lambda: Model(MeanPooled(train, many), task(1, WIDTH)),
         **({MUTED: lambda: _adapted(mettle(), task, muted=True)} if heard else {}),
         METTLE: lambda: _adapted(mettle(), task),
-        MOLT: lambda: _adapted(MoLTAdapter(*late, MoLTConfig(audio_layout="clip")), task),
+        MOLT: lambda: _adapted(MoLTAdapter(*late, MoLTConfig(audio_layout="clip", **options)), task),
     }
 
 

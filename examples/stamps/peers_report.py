@@ -28,6 +28,7 @@ class Outcome:
         head: the head's.
         loss: of the last epoch in training.
         seconds_per_epoch: median.
+        where: device, versions, date and commit of the run.
     """
 
     method: str
@@ -40,6 +41,7 @@ class Outcome:
     head: int
     loss: float
     seconds_per_epoch: float
+    where: str
 
 
 def write_accuracy(
@@ -104,7 +106,11 @@ def write_accuracy(
         "of frozen",
     )
     seeds = min(len(some) for some in runs.values())
-    text = f"{aligned(head, rows, markdown=True)}\n\nPercent, mean ± standard deviation over {seeds} seed(s). {notes}"
+    places = "; ".join(sorted({run.where for some in runs.values() for run in some}))
+    text = (
+        f"{aligned(head, rows, markdown=True)}\n\nPercent, mean ± standard deviation over {seeds} seed(s). {notes} "
+        f"Trained on {places}."
+    )
     written = folder / "accuracy.md", folder / "accuracy.json"
     written[0].write_text(text + "\n")
     written[1].write_text(json.dumps({"methods": points, "notes": text}, indent=1) + "\n")

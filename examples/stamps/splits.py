@@ -32,16 +32,17 @@ class Studio:
     vit: Path | None
     whisper: Path | None
 
-    def clips(self, sizes: dict[str, int], image_size: int | None = None) -> dict[str, Split]:
-        """Ten-second clips for localisation, parsing and questions, so many in each split."""
+    def clips(self, sizes: dict[str, int], image_size: int | None = None, seed: int = 0) -> dict[str, Split]:
+        """Ten-second clips for localisation, parsing and questions, so many in each split; others with another seed."""
         image_size = CLIP_SIZE if image_size is None else image_size
         visual, audio = self._backbones(image_size, CLIP_TAPS, SEGMENTS)
         made = {}
         for name, count in sizes.items():
             if name == "cross" and not self.material.held_out:
                 continue
-            clips = compose(self.material, name, count, image_size=image_size)
-            folder = _folder(f"clips-{name}-{count}" + f"-{image_size}" * (image_size != CLIP_SIZE))
+            clips = compose(self.material, name, count, seed, image_size)
+            apart = f"-{image_size}" * (image_size != CLIP_SIZE) + f"-seed{seed}" * (seed > 0)
+            folder = _folder(f"clips-{name}-{count}{apart}")
             made[name] = Split(clips, clips.labels, visual, audio, folder)
         return made
 

@@ -16,7 +16,8 @@ for module in ("greenlet", "peft"):
     pytest.importorskip(module)
 
 SIZES = {"train": 4, "validation": 2, "test": 3}
-RUN = Outcome("naive", 1e-3, 0, 50.0, {"accuracy": 40.0, "mismatched_recall": 10.0}, [40.0] * 3, 900, 100, 0.25, 1.0)
+SCORES = {"accuracy": 40.0, "mismatched_recall": 10.0}
+RUN = Outcome("naive", 1e-3, 0, 50.0, SCORES, [40.0] * 3, 900, 100, 0.25, 1.0, "here, commit 1a2b3c4d5e6f")
 
 
 @pytest.fixture
@@ -94,14 +95,15 @@ def test_every_method_with_a_cost_has_a_rate():
 
 
 def test_table_and_points_hold_what_they_were_given(tmp_path):
-    runs = {METTLE: [RUN, replace(RUN, test={**RUN.test, "accuracy": 44.0})], POOLED: [RUN, RUN]}
+    there = replace(RUN, test={**RUN.test, "accuracy": 44.0}, where="there, commit 1a2b3c4d5e6f")
+    runs = {METTLE: [RUN, there], POOLED: [RUN, RUN]}
     table, points = write_accuracy(tmp_path, runs, {METTLE: GIVEN}, "Somewhere.")
     text = table.read_text()
     assert cells(text, "Mettle") == [
         "Mettle", "42.0 ± 2.8", "10.0 ± 0.0", "0.001", "0.25", "900", "100", "5.0", "12", "100", "2.00",
     ]  # fmt: skip
     assert cells(text, POOLED)[-4:] == ["-", "-", "-", "-"]
-    assert "over 2 seed(s). Somewhere." in text
+    assert "over 2 seed(s). Somewhere. Trained on here, commit 1a2b3c4d5e6f; there, commit 1a2b3c4d5e6f." in text
     (point,) = json.loads(points.read_text())["methods"]
     assert point == {"method": "mettle", "title": "Mettle", "accuracy": 42.0, "deviation": pytest.approx(8**0.5),
                      "saved": 5_000_000}  # fmt: skip
