@@ -34,7 +34,7 @@ def pair(size):
 
 def pytest_addoption(parser):
     """Two flags of ours."""
-    parser.addoption("--full", action="store_true", help="the AVE step also without a GPU: hours on a CPU")
+    parser.addoption("--full", action="store_true", help="the AVE step also without a GPU: an hour or more on a CPU")
     parser.addoption("--report", type=Path, help="folder for JSON, tables and pictures; else a new one of that date")
 
 
@@ -59,11 +59,21 @@ def machine(pytestconfig):
 
 
 @pytest.fixture
-def absent(request, pytestconfig):
-    """Skip the test, and let the report say which method was not measured with which batch, and why."""
+def absence(pytestconfig):
+    """Let the report say what was not measured, and why."""
 
-    def skip(method, batch, reason):
-        pytestconfig.stash[ABSENCES].append({"method": method, "batch": batch, "reason": reason})
+    def note(reason, **what):
+        pytestconfig.stash[ABSENCES].append({**what, "reason": reason})
+
+    return note
+
+
+@pytest.fixture
+def absent(absence):
+    """The same, and skip the test."""
+
+    def skip(reason, **what):
+        absence(reason, **what)
         pytest.skip(reason)
 
     return skip

@@ -66,11 +66,9 @@ class Report:
             parts.append(f"## Profile\n\n```\n{self.profile}\n```")
         return "\n\n".join(parts) + "\n"
 
-    def write(self, folder: Path) -> tuple[Path, Path]:
-        """Write ``<folder>/<device>/<date>.json`` and ``.md``; never over an earlier report."""
-        paths = places(folder, self.environment)
+    def write(self, paths: tuple[Path, Path]) -> None:
+        """Write both forms, as often as there is more to say; see :func:`places`."""
         put(paths, self.as_dict(), self.markdown())
-        return paths
 
 
 def places(folder: Path, environment: dict[str, str], suffix: str = "") -> tuple[Path, Path]:
@@ -102,7 +100,12 @@ def _figures(figures: Sequence[Figure]) -> str:
 
 def _spreads(spreads: dict[str, Spread], unit: str) -> str:
     rows = [
-        (name, duration(s.median), duration(s.iqr), f"{s.median / spreads[unit].median:.2f} x")
+        (
+            name,
+            duration(s.median),
+            duration(s.iqr),
+            f"{s.median / spreads[unit].median:.2f} x" if unit in spreads else "-",
+        )
         for name, s in spreads.items()
     ]
     return aligned(("", "median", "IQR", f"of {unit}"), rows, markdown=True)

@@ -52,7 +52,7 @@ def environment(device: torch.device) -> dict[str, str]:
         found["last-level cache"] = f"{last_level_cache() / 2**20:.0f} MiB"
         found["vector path"] = vector_path() or "none: " + fastav.backends()["native"].reason
         found["PyTorch's vectors"] = torch.backends.cpu.get_cpu_capability()
-        found["compiler"] = _first_line("g++", "--version")
+        found["compiler"] = _told("g++", "--version").partition("\n")[0]
         found["load"] = " ".join(f"{load:.2f}" for load in os.getloadavg()) + " (1, 5, 15 minutes, at the start)"
     return found
 
@@ -77,20 +77,18 @@ def _clocks(device: torch.device) -> dict[str, str]:
     """What the driver says of itself and of the clocks at this moment."""
     if shutil.which("nvidia-smi"):
         index = str(device.index or 0)
-        line = _run("nvidia-smi", "-i", index, f"--query-gpu={','.join(NVIDIA)}", "--format=csv,noheader")
-        return dict(zip(NVIDIA, (word.strip() for word in line.split(",")), strict=True))
-    if shutil.which("rocm-smi"):
-        return {"rocm-smi": _run("rocm-smi", "--showdriverversion", "--showclocks")}
-    return {}
+        try:
+            line = _run("nvidia-smi", "-i", index, f"--query-gpu={','.join(NVIDIA)}", "--format=csv,noheader")
+            return dict(zip(NVIDIA, (word.strip() for word in line.split(",")), strict=True))
+        except (OSError, subprocess.CalledProcessError, ValueError) as error:
+            return {"clocks": f"nvidia-smi does not tell: {error}"}
+    return {"rocm-smi": _told("rocm-smi", "--showdriverversion", "--showclocks")} if shutil.which("rocm-smi") else {}
 
 
-def _text(path: str) -> str:
-    return Path(path).read_text() if Path(path).is_file() else ""
-
-
-def _first_line(*command: str) -> str:
+def _told(*command: str) -> str:
+    """What a command says, or "none"."""
     try:
-        return _run(*command).splitlines()[0]
+        return _run(*command)
     except (OSError, subprocess.CalledProcessError):
         return "none"
 

@@ -10,20 +10,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.contenders import CONTENDERS, WIDENED, Contender, UnavailableError, forced, vector_path
-from benchmarks.measure import SLACK, Absence
+from benchmarks.contenders import CONTENDERS, WIDENED, Contender, forced, vector_path
+from benchmarks.measure import OBSTACLES, Absence, slack
 from benchmarks.volume import operations, read
 from benchmarks.workloads import DIRECTIONS, Workload
 from fastav.cost.timing import Spread
 
 #: How long the rounds of one race may take; at least :data:`FEWEST` are run all the same.
 BUDGET_S, FEWEST = 40.0, 5
-
-#: How much more ours may lose on other vector paths than the fastest: narrower vectors add up in fewer, longer chains.
-LONGER_CHAINS = 2.0
-
-#: How much more PyTorch compiled for float32 may: its vectors' exp is within 20 units in the last place, not one.
-LOOSE_EXP = 20.0
 
 PATHS = ("avx512", "avx2", "portable")
 
@@ -172,23 +166,12 @@ def prepared(workload: Workload, only: Sequence[str] | None = None) -> tuple[dic
         try:
             function, context = make()
             with context():
-                slack = _slack(name, workload.case.taps)
-                error = slack * workload.truth.check(function, slack=slack)
+                more = slack(name, workload.case.taps)
+                error = more * workload.truth.check(function, slack=more)
             made[name] = function, context, error
-        except UnavailableError as error:
-            absent.append(Absence(workload.case.name, name, str(error)))
-        except (AssertionError, RuntimeError) as error:  # wrong, out of memory, or a compiler's refusal
-            absent.append(Absence(workload.case.name, name, f"{type(error).__name__}: {str(error).splitlines()[0]}"))
+        except OBSTACLES as why:
+            absent.append(Absence.of(workload.case.name, name, why))
     return made, absent
-
-
-def _slack(name: str, taps: torch.dtype) -> float:
-    if name == "ours":
-        return 1.0
-    if name.startswith("ours, "):
-        return LONGER_CHAINS
-    wide = taps.itemsize > 2 or name.endswith("in float32")
-    return LOOSE_EXP if wide and "compile" in name else SLACK
 
 
 def entrants(workload: Workload, made: dict[str, Proved], direction: str) -> list[Entrant]:

@@ -39,11 +39,16 @@ def together(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Raises:
         ValueError: runs of several machines or versions.
     """
-    for name in ("device", "torch", "fastav"):
+    for name in ("device", "vector path", "threads", "torch", "fastav"):
         if len(told := sorted({run["environment"].get(name, "?") for run in runs})) > 1:
             raise ValueError(f"the runs are of {name} {' and '.join(told)}; a report is of one")
     lists = {key: [one for run in runs for one in run.get(key, [])] for key in ("benchmarks", "absences")}
-    return {**runs[0], **lists}
+    each = {
+        name: ", ".join(dict.fromkeys(run["environment"][name] for run in runs))
+        for name in ("date", "commit")
+        if all(name in run["environment"] for run in runs)
+    }
+    return {**runs[0], **lists, "environment": runs[0]["environment"] | each}
 
 
 def write_report(values: Mapping[str, Any], folder: Path, accuracy: Path = ACCURACY) -> list[Path]:
@@ -61,6 +66,7 @@ def write_report(values: Mapping[str, Any], folder: Path, accuracy: Path = ACCUR
     methods = costs_of(values)
     scaling = [one for one in found if one.get("kind") == "scaling"]
     ops = [one for one in found if one.get("kind") == "op"]
+    missing = [one for one in values["absences"] if "method" in one]
     where = values["environment"]
     parts = [f"# What training costs: {where['device']}, {where['date']}"]
     pictures: list[Path] = []
@@ -73,19 +79,22 @@ def write_report(values: Mapping[str, Any], folder: Path, accuracy: Path = ACCUR
         pictures.append(folder / name)
         parts.append(_methods(title, costs, name))
         parts += [f"{TITLES[one['method']]} was not measured: {one['reason']}."
-                  for one in values["absences"] if one["batch"] == batch]  # fmt: skip
+                  for one in missing if one["batch"] == batch]  # fmt: skip
     if scaling:
         figures.draw_scaling(scaling, folder / "scaling.png")
         pictures.append(folder / "scaling.png")
         parts.append(f"## How a step grows\n\n![scaling](scaling.png)\n\n{_scaling(scaling)}")
     batches = {one["batch"] for one, _ in methods}
     parts += [f"{TITLES[one['method']]}, {one['batch']}, was not measured: {one['reason']}."
-              for one in values["absences"] if one["batch"] not in batches]  # fmt: skip
+              for one in missing if one["batch"] not in batches]  # fmt: skip
     if any(one["operations"] for one in ops):
         figures.draw_roofline(ops, values["copy bandwidth"], values["matmul rate"], folder / "roofline.png")
         pictures.append(folder / "roofline.png")
     if ops:
         parts.append(_ops(ops, values["copy bandwidth"], values["matmul rate"]))
+        told = [f"{one['case']} by {one['by']} was not timed: {one['reason']}."
+                for one in values["absences"] if "case" in one]  # fmt: skip
+        parts += dict.fromkeys(told)  # both directions say the same
     if accuracy.is_file():
         told = json.loads(accuracy.read_text())
         figures.draw_accuracy(told["methods"], folder / "accuracy.png")

@@ -20,7 +20,7 @@ import fastav
 from benchmarks.cpu import CPU, growing, heats
 from benchmarks.device_report import places
 from benchmarks.environment import environment
-from benchmarks.measure import Absence
+from benchmarks.measure import OBSTACLES, Absence
 from benchmarks.memory import Peak, growth, limit, measured
 from benchmarks.race import Entrant, Lap, compete, contenders, race, using_threads
 from benchmarks.race_report import Bandwidth, RaceReport
@@ -51,8 +51,8 @@ def branch_laps(name: str, pair: Pair, rounds: int) -> tuple[list[Lap], list[Abs
         try:
             branch.check()
             line.append(Entrant(branch.name, [branch.run]))
-        except (AssertionError, RuntimeError) as error:
-            absent.append(Absence(name, branch.name, f"{type(error).__name__}: {str(error).splitlines()[0]}"))
+        except OBSTACLES as error:
+            absent.append(Absence.of(name, branch.name, error))
     say(f"{name}, {torch.get_num_threads()} threads: {len(line)} contenders")
     return race(name, DIRECTIONS[-1], line, rounds), absent
 

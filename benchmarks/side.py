@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
+from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 import fastav
 from benchmarks import plain
 from benchmarks.accuracy import FACTOR
+from benchmarks.contenders import CONTENDERS
 from benchmarks.pairs import AVE
 from fastav import reference
 from fastav.adapters import distillation, mettle
 from fastav.cost import frozen_forward
+from fastav.cost.proof import distance
 from fastav.cost.timing import Spread, measure
 
 #: How Mettle can lay its work on streams.
@@ -94,8 +97,8 @@ def small_pair(device: torch.device) -> Pair:
 
 
 @contextmanager
-def ops_from(module: ModuleType) -> Iterator[None]:
-    """Let the adapters call another module's five functions."""
+def ops_from(module: Any) -> Iterator[None]:
+    """Let Mettle call another module's ops, or those of whatever holds them by name."""
     with patch.object(distillation, "ops", module), patch.object(mettle, "ops", module):
         yield
 
@@ -121,7 +124,7 @@ class Branch:
     Attributes:
         name: whose ops it runs on.
         run: calls it.
-        check: raises an AssertionError unless its gradients are right.
+        check: raises an AssertionError unless its gradients are right, an UnavailableError if it cannot serve.
     """
 
     name: str
@@ -136,20 +139,22 @@ def branches(pair: Pair) -> Iterator[Branch]:
     with ops_from(reference):
         exact = _branch(adapter, taps, segments)()
     torch._dynamo.reset()
-    ways = {
-        "ours": (fastav.ops, False, False),
-        "eager": (reference, False, False),
-        "plain": (plain, False, False),
-        "compile": (plain, True, False),
+    ways: dict[str, tuple[Callable[[], Any], bool, bool]] = {
+        "ours": (lambda: fastav.ops, False, False),
+        "eager": (lambda: reference, False, False),
+        "plain": (lambda: plain, False, False),
+        "sdpa": (partial(_plain_but, "sdpa"), False, False),
+        "xformers": (partial(_plain_but, "xformers"), False, False),
+        "compile": (lambda: plain, True, False),
     }
     if taps[0][0].dtype != torch.float32 and taps[0][0].device.type == "cpu":  # the faster way for many operators
-        ways |= {"plain in float32": (plain, False, True), "compile in float32": (plain, True, True)}
-    for name, (module, compiled, widen) in ways.items():
+        ways |= {"plain in float32": (lambda: plain, False, True), "compile in float32": (lambda: plain, True, True)}
+    for name, (make, compiled, widen) in ways.items():
         call = _branch(adapter, taps, segments, widen=widen)
         call = torch.compile(call) if compiled else call
 
-        def run(module: ModuleType = module, call: Callable[[], Any] = call) -> Any:
-            with ops_from(module):
+        def run(make: Callable[[], Any] = make, call: Callable[[], Any] = call) -> Any:
+            with ops_from(make()):
                 return call()
 
         def check(name: str = name, run: Callable[[], Any] = run) -> None:
@@ -158,19 +163,19 @@ def branches(pair: Pair) -> Iterator[Branch]:
         yield Branch(name, run, check)
 
 
-def branch_figures(pair: Pair, rounds: int) -> Iterator[tuple[str, Spread]]:
-    """Time the side branch, forward and backward, by whose ops it runs on; each is checked first."""
-    for branch in branches(pair):
-        branch.check()
-        yield branch.name, measure([branch.run], pair.frames.device, rounds)
+@cache
+def _plain_but(distill: str) -> SimpleNamespace:
+    """The plain ops, with another contender's distill."""
+    function = CONTENDERS["distill"][distill]("distill")
+    defaults = {"weight": None, "bias": None, "key_mask": None, "scale": None, "norm": "layer", "eps": 1e-6}
+    return SimpleNamespace(distill=partial(function, **defaults), project=plain.project, fuse=plain.fuse)
 
 
 def check_close(found: Any, exact: Any, dtype: torch.dtype, name: str) -> None:
-    """Gradients agree as well as a chain of roundings in the taps' dtype lets them, by their root mean squares."""
-    for i, (a, b) in enumerate(zip(found, exact, strict=True)):
-        off, size = (a - b).float().norm().item(), b.float().norm().item()
-        limit = FACTOR * 10 * torch.finfo(dtype).eps  # some ten roundings lie between a tap and a gradient
-        assert off <= limit * size + 1e-7, f"{name}: gradient {i} is off by {off:.3g} of {size:.3g}"
+    """Gradients agree, as one vector, as well as a chain of roundings in the taps' dtype lets them."""
+    limit = FACTOR * 10 * torch.finfo(dtype).eps  # some ten roundings lie between a tap and a gradient
+    off = distance(found, exact)
+    assert off <= limit, f"{name}: gradients are {off:.3g} of their size off, allowed are {limit:.3g}"
 
 
 def step_figures(pair: Pair, rounds: int) -> Iterator[tuple[str, Spread]]:

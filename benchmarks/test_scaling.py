@@ -37,7 +37,7 @@ def test_scaling(benchmark, size, pair, absent, method, axis, value):
 
     least = clips * segments * sum(make(1, 1).saved().values())
     if DEVICE.type == "cpu" and least > half_of_memory():  # a system out of memory ends everything
-        absent(method, f"{value} {axis}", f"it would keep {least / 2**30:.1f} GiB for backward")
+        absent(f"it would keep {least / 2**30:.1f} GiB for backward", method=method, batch=f"{value} {axis}")
     try:
         step = make(clips, segments)
         frozen = frozen_forward(pair[0], pair[1], step.inputs)
@@ -47,7 +47,7 @@ def test_scaling(benchmark, size, pair, absent, method, axis, value):
         benchmark.pedantic(step)
         found = {"saved": sum(step.saved().values()), "peak": step.peak().bytes}
     except torch.cuda.OutOfMemoryError:
-        absent(method, f"{value} {axis}", "it does not fit into the device's memory")
+        absent("it does not fit into the device's memory", method=method, batch=f"{value} {axis}")
     benchmark.group = f"scaling with {axis}"
     benchmark.extra_info |= {
         "kind": "scaling",

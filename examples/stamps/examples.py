@@ -41,8 +41,9 @@ class Examples:
         return torch.arange(len(self)).split(torch.bincount(self.clip, minlength=len(self.split)).tolist())
 
     def batch(self, index: Tensor) -> dict[str, Any]:
-        """The targets of the examples at ``index`` (B,)."""
+        """The targets of the examples at ``index`` (B,), where the split's backbones are."""
+        device = self.split.device
         return {
-            name: values[index] if isinstance(values, Tensor) else [values[i] for i in index.tolist()]
+            name: values[index].to(device) if isinstance(values, Tensor) else [values[i] for i in index.tolist()]
             for name, values in self.targets.items()
         }

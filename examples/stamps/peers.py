@@ -29,7 +29,7 @@ from examples.stamps.material import load_material
 from examples.stamps.methods import WIDTH, Live, Model
 from examples.stamps.peers_report import Outcome, write_accuracy
 from examples.stamps.scenes import SEGMENTS
-from examples.stamps.splits import Studio
+from examples.stamps.splits import CPU, Studio
 from examples.stamps.training import train
 from fastav.baselines import create_baseline
 from fastav.cost import METHODS, Cost, random_inputs
@@ -66,11 +66,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/peers"), help="where the runs are kept")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each method with the rate that was chosen")
     parser.add_argument("--methods", nargs="+", choices=list(RATES), help="run these alone, and write no table")
+    parser.add_argument("--device", type=torch.device, default=CPU, help="where it is trained")
     options = parser.parse_args()
     paths, missing = fetch_all([VISION_WEIGHTS, AUDIO_WEIGHTS, STAMPS, PHOTOS])
     if missing:
         raise SystemExit("\n".join([*map(str, missing), "without them there is nothing to compare"]))
-    exercise = localization(SIZES, IMAGE_SIZE, paths)
+    exercise = localization(SIZES, IMAGE_SIZE, paths, options.device)
     for count in range(options.seeds):
         for method in options.methods or RATES:
             outcomes(partial(outcome, exercise, method, folder=options.out), RATES[method], count + 1)
@@ -79,7 +80,8 @@ def main() -> None:
         return
     runs = kept(options.out, options.seeds)
     split = exercise.examples["train"].split
-    written = write_accuracy(options.out, runs, costs(split.visual.module, split.audio.module), notes(runs))
+    weighed = costs(split.visual.module, split.audio.module)
+    written = write_accuracy(options.out, runs, weighed, notes(runs, options.device))
     print("\n".join(map(str, written)))
 
 
@@ -107,8 +109,8 @@ def costs(visual: nn.Module, audio: nn.Module) -> dict[str, Cost]:
     return found
 
 
-def notes(runs: Mapping[str, Sequence[Outcome]]) -> str:
-    """How it was measured."""
+def notes(runs: Mapping[str, Sequence[Outcome]], device: torch.device) -> str:
+    """How it was measured, the costs on a device."""
     edges = [f"{method} ({some[0].rate:.3g})" for method, some in runs.items() if outermost(method, some[0].rate)]
     return (
         f"Localisation on composed clips of {IMAGE_SIZE} px, none of which any recipe was chosen on: {SIZES['train']} "
@@ -116,7 +118,7 @@ def notes(runs: Mapping[str, Sequence[Outcome]]) -> str:
         f"{SIZES['test']} to test; {EPOCHS} epochs, {BATCH} clips a step, one schedule for all, and one head, which "
         f"reads K tokens of ours and one of the others'. All in float32; Mettle, MoLT and the mean-pooled features "
         f"read taps stored in 16 bits. Costs are of one clip, straight from pixels and sound: "
-        f"{where(torch.device('cpu'))}." + f" Best with the outermost rate tried: {', '.join(edges)}." * bool(edges)
+        f"{where(device)}." + f" Best with the outermost rate tried: {', '.join(edges)}." * bool(edges)
     )
 
 
@@ -125,12 +127,15 @@ def outermost(method: str, rate: float) -> bool:
     return rate not in (RATES[method], FACTOR * RATES[method])
 
 
-def localization(sizes: dict[str, int], image_size: int, paths: dict[str, Path]) -> Exercise:
+def localization(
+    sizes: dict[str, int], image_size: int, paths: dict[str, Path], device: torch.device = CPU
+) -> Exercise:
     """Localisation with all methods: the demo's own from stored taps, the peers through the backbones."""
     studio = Studio(
         load_material(paths.get(STAMPS.name), paths.get(PHOTOS.name)),
         paths.get(VISION_WEIGHTS.name),
         paths.get(AUDIO_WEIGHTS.name),
+        device,
     )
     splits = studio.clips(sizes, image_size, SEED)
     measured = {"standardize_batches": MEASURED // BATCH}
@@ -222,7 +227,7 @@ def outcome(exercise: Exercise, method: str, rate: float, seed: int, *, folder: 
         head,
         run.losses[-1],
         run.seconds_per_epoch,
-        f"{where(torch.device('cpu'))}, commit {commit()}",
+        f"{where(exercise.examples['train'].split.device)}, commit {commit()}",
     )
     path = path_of(folder, method, rate, seed)
     path.parent.mkdir(parents=True, exist_ok=True)

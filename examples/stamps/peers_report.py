@@ -8,6 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from examples.stamps.exercises import METTLE, MOLT
+from examples.stamps.report import lead
 from fastav.cost import Cost
 from fastav.cost.report import TITLES
 from fastav.cost.tables import aligned
@@ -55,7 +59,8 @@ def write_accuracy(
         costs: of a training step of one clip, of the methods that were measured.
         notes: how both were measured.
     """
-    rows, points = [], []
+    rows, points, beside = [], [], []
+    of_clips = {method: torch.tensor([run.of_clips for run in some]).mean(0) for method, some in runs.items()}
     for method, some in runs.items():
         cost = costs.get(method)
         accuracy, recall = ([run.test[key] for run in some] for key in ("accuracy", "mismatched_recall"))
@@ -65,7 +70,11 @@ def write_accuracy(
                 title,
                 _spread(accuracy),
                 _spread(recall),
-                f"{some[0].rate:g}",
+                *(
+                    lead(of_clips[one] - of_clips[method]) if one in of_clips and one != method else "-"
+                    for one in (METTLE, MOLT)
+                ),
+                f"{some[0].rate:.3g}",
                 f"{statistics.mean(run.loss for run in some):.2f}",
                 f"{some[0].trainable:,}",
                 f"{some[0].head:,}",
@@ -81,8 +90,10 @@ def write_accuracy(
                 ),
             )
         )
-        if cost is not None:
-            mean, deviation = statistics.mean(accuracy), statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0
+        mean, deviation = statistics.mean(accuracy), statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0
+        if cost is None:
+            beside.append({"title": title, "accuracy": mean})
+        else:
             points.append(
                 {
                     "method": cost.method,
@@ -96,6 +107,8 @@ def write_accuracy(
         "method",
         "accuracy",
         "mismatched recall",
+        "Mettle over it",
+        "MoLT over it",
         "rate",
         "last loss",
         "trainable",
@@ -108,12 +121,13 @@ def write_accuracy(
     seeds = min(len(some) for some in runs.values())
     places = "; ".join(sorted({run.where for some in runs.values() for run in some}))
     text = (
-        f"{aligned(head, rows, markdown=True)}\n\nPercent, mean ± standard deviation over {seeds} seed(s). {notes} "
+        f"{aligned(head, rows, markdown=True)}\n\nPercent, mean ± standard deviation over {seeds} seed(s); leads are "
+        f"clip by clip, with their standard error over the test clips, and the seeds' spread is not in it. {notes} "
         f"Trained on {places}."
     )
     written = folder / "accuracy.md", folder / "accuracy.json"
     written[0].write_text(text + "\n")
-    written[1].write_text(json.dumps({"methods": points, "notes": text}, indent=1) + "\n")
+    written[1].write_text(json.dumps({"methods": points, "without cost": beside, "notes": text}, indent=1) + "\n")
     return written
 
 

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from examples.stamps.exercises import METTLE, MOLT, MUTED, POOLED, Exercise
 from examples.stamps.training import Run
@@ -48,11 +49,14 @@ def leads(exercises: Sequence[Exercise], runs: Runs) -> str:
             differences = of[one] - of[other]
             if exercise.twins:
                 differences = differences.unflatten(0, (-1, 2)).mean(1)
-            differences = differences[~differences.isnan()]
-            error = differences.std() / len(differences) ** 0.5
-            row.append(f"{differences.mean():+.1f} ± {error:.1f}")
+            row.append(lead(differences[~differences.isnan()]))
         rows.append(row)
     return _table(head, rows)
+
+
+def lead(differences: Tensor) -> str:
+    """The mean of differences, one a clip, and its standard error."""
+    return f"{differences.mean():+.1f} ± {differences.std() / len(differences) ** 0.5:.1f}"
 
 
 def costs(exercises: Sequence[Exercise], runs: Runs) -> str:

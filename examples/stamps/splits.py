@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from examples.stamps import weights
 from examples.stamps.assets import cache_folder
 from examples.stamps.exercises import CLIP_TAPS, SCENE_TAPS
@@ -14,6 +16,7 @@ from examples.stamps.scenes.segmentation import SECONDS
 from examples.stamps.taps import Split
 from fastav import FrozenBackbone
 
+CPU = torch.device("cpu")
 CLIP_SIZE = 126  # pixels, 9 x 9 patches: large enough to tell the animals apart, small enough for two cores
 SCENE_SIZE = 168  # 12 x 12 patches: masks want more of them
 
@@ -26,11 +29,13 @@ class Studio:
         material: pictures and sounds.
         vit: file with the visual backbone's weights, None for random ones.
         whisper: file with the audio backbone's, likewise.
+        device: where the backbones run.
     """
 
     material: Material
     vit: Path | None
     whisper: Path | None
+    device: torch.device = CPU
 
     def clips(self, sizes: dict[str, int], image_size: int | None = None, seed: int = 0) -> dict[str, Split]:
         """Ten-second clips for localisation, parsing and questions, so many in each split; others with another seed."""
@@ -61,7 +66,7 @@ class Studio:
             whisper = weights.load_whisper_encoder(self.whisper, seconds)
         else:
             whisper = weights.random_whisper_encoder(seconds)
-        return FrozenBackbone(vit, taps), FrozenBackbone(whisper)
+        return FrozenBackbone(vit.to(self.device), taps), FrozenBackbone(whisper.to(self.device))
 
 
 def _folder(name: str) -> Path:

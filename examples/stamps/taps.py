@@ -86,13 +86,17 @@ class Split:
     def __len__(self) -> int:
         return self._length
 
+    @property
+    def device(self) -> torch.device:
+        """Where the backbones are, and so everything that is trained."""
+        return self.visual.device
+
     def taps(self, clips: Pairs, visual: FrozenBackbone, audio: FrozenBackbone) -> Taps:
         """Read the taps that two backbones have, which are among the split's, of B clips."""
         segments = (clips.seen[:, None] * self.segments + torch.arange(self.segments)).flatten()
-        return Taps(
-            self._visual.select(visual.tap_names)[segments],
-            self._audio.select(audio.tap_names)[clips.heard],
-        )
+        visual_taps = self._visual.select(visual.tap_names)[segments]
+        audio_taps = self._audio.select(audio.tap_names)[clips.heard]
+        return Taps(*([tap.to(self.device) for tap in some] for some in (visual_taps, audio_taps)))
 
     def inputs(self, clips: Pairs) -> Inputs:
         """What the backbones take for B clips, for methods that run through them; all are kept, in 16 bits."""
@@ -100,7 +104,8 @@ class Split:
             parts = DataLoader(self.clips, BATCH, collate_fn=prepare)
             made = [(x.frames.half(), x.log_mel.half()) for x in tqdm(parts, "preparing clips", leave=False)]
             self._inputs = Inputs(*map(torch.cat, zip(*made, strict=True)))
-        return Inputs(self._inputs.frames[clips.seen].float(), self._inputs.log_mel[clips.heard].float())
+        frames, log_mel = self._inputs.frames[clips.seen], self._inputs.log_mel[clips.heard]
+        return Inputs(frames.to(self.device).float(), log_mel.to(self.device).float())
 
     def pooled(self, visual: FrozenBackbone, audio: FrozenBackbone) -> Tensor:
         """Every second's mean over the tokens of each tap's normalised rows, visual taps first.
@@ -149,7 +154,7 @@ class Split:
             content.update(values.numpy().tobytes())
         for backbone in (self.visual, self.audio):
             for parameter in backbone.module.parameters():
-                content.update(parameter.detach().flatten()[:256].numpy().tobytes())
+                content.update(parameter.detach().flatten()[:256].cpu().numpy().tobytes())
         taps = {"visual": list(self.visual.tap_names), "audio": list(self.audio.tap_names)}
         return {"content": content.hexdigest(), **taps}
 

@@ -77,7 +77,8 @@ def train(
             they are not all that it learns.
     """
     torch.manual_seed(seed)
-    model, of_train = make(), examples["train"]
+    of_train = examples["train"]
+    model = make().to(of_train.split.device)
     optimizer = torch.optim.AdamW(_parameter_groups(model, weight_decay, rate))
     steps = epochs * math.ceil(len(of_train.split) / batch)
     warm_up = max(1, round(WARM_UP * steps))
@@ -114,7 +115,7 @@ def train(
 def score(model: Model, examples: Examples, batch: int = 16) -> dict[str, float]:
     """All scores of the task's metric, in percent."""
     model.eval()
-    metric = model.task.metric()
+    metric = model.task.metric().to(examples.split.device)
     for clips in torch.arange(len(examples.split)).split(batch):
         index = _of(examples, clips)
         said, _ = model(examples, index)
@@ -126,14 +127,15 @@ def score(model: Model, examples: Examples, batch: int = 16) -> dict[str, float]
 def score_clips(model: Model, examples: Examples) -> tuple[dict[str, float], Tensor]:
     """What :func:`score` gives, and each clip's own score, the one that chooses the epoch, (num_clips,) in percent."""
     model.eval()
-    whole, found = model.task.metric(), []
+    device = examples.split.device
+    whole, found = model.task.metric().to(device), []
     for index in examples.of_clips:
-        metric = model.task.metric()
+        metric = model.task.metric().to(device)
         if len(index):
             said, _ = model(examples, index)
             for one in (whole, metric):
                 model.task.update(one, said, examples.batch(index))
-        found.append(100 * metric.compute()[model.task.monitor] if len(index) else torch.tensor(torch.nan))
+        found.append(100 * metric.compute()[model.task.monitor].cpu() if len(index) else torch.tensor(torch.nan))
     return {name: 100 * value.item() for name, value in whole.compute().items()}, torch.stack(found)
 
 

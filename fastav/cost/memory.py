@@ -40,10 +40,13 @@ def peak(call: Callable[[], Any], device: torch.device) -> Peak:
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        # Memory that was freed while another stream may still use it: "allocated" counts it no more, "active" does.
+        active = "active_bytes.all"
+        before = torch.cuda.memory_stats(device)[f"{active}.current"]
         call()
         torch.cuda.synchronize(device)
-        return Peak(torch.cuda.max_memory_allocated(device) - before, torch.cuda.max_memory_reserved(device))
+        after = torch.cuda.memory_stats(device)
+        return Peak(after[f"{active}.peak"] - before, torch.cuda.max_memory_reserved(device))
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # or builds for CUDA complain that there is no GPU
     with profile(profile_memory=True) as profiler:
         call()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import cases, contenders, cpu, memory, plain, race, timing, volume
+from benchmarks import cases, contenders, cpu, measure, memory, plain, race, timing, volume
 from benchmarks.accuracy import Truth, WrongError
 from benchmarks.layouts import random
 from fastav import MettleConfig, reference
@@ -42,7 +42,7 @@ def test_projecting_contenders_compute_attention_with_projections(name, rank):
 def test_projecting_contenders_are_right_with_their_gradients(name, dtype):
     truth = Truth.of(dataclasses.replace(attend_case(), taps=dtype), "cpu")
     assert {label.split("[")[0] for label in truth.allowed} >= {"queries", "keys", "values"}
-    assert truth.check(contenders.CONTENDERS["attend"][name]("attend"), slack=race.SLACK) > 0
+    assert truth.check(contenders.CONTENDERS["attend"][name]("attend"), slack=measure.SLACK) > 0
 
 
 def test_a_projection_left_out_is_wrong():
@@ -241,7 +241,7 @@ def test_a_process_that_fails_says_why():
 
 
 def test_compiled_code_may_lose_more_only_in_float32():
-    assert race._slack("ours", torch.float32) == 1
-    assert race._slack("ours, portable", torch.float32) == race.LONGER_CHAINS
-    assert race._slack("compile", torch.float32) == race._slack("compile in float32", torch.bfloat16) == race.LOOSE_EXP
-    assert race._slack("folded compile", torch.bfloat16) == race._slack("sdpa", torch.float32) == race.SLACK
+    assert measure.slack("ours", torch.float32) == 1
+    assert measure.slack("ours, portable", torch.float32) == measure.LONGER_CHAINS
+    assert measure.slack("compile", torch.float32) == measure.slack("compile in float32", torch.bfloat16) == measure.LOOSE_EXP
+    assert measure.slack("folded compile", torch.bfloat16) == measure.slack("sdpa", torch.float32) == measure.SLACK

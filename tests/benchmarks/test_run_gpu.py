@@ -1,5 +1,6 @@
 """The whole proof run, small, in Triton's interpreter: it is known to work before it meets a GPU."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -47,6 +48,54 @@ def test_all_of_it_runs_in_the_interpreter(tmp_path):
     assert list(report["steps"]) == ["frozen forward alone", *steps]
     for figure in report["figures"]:
         assert figure["gigabytes"] == pytest.approx(figure["bytes"] / figure["spread"]["median"] / 1e9)
+
+
+def test_what_breaks_is_told_and_the_rest_goes_on(tmp_path, monkeypatch):
+    from benchmarks import run_gpu, side
+
+    def broken(*arguments):
+        raise RuntimeError("out of memory\nand many lines")
+
+    def late(*arguments):
+        raise subprocess.TimeoutExpired("ncu", 900)
+
+    branches = list(side.branches(side.small_pair(torch.device("cpu"))))
+    wrong = [dataclasses.replace(one, check=broken) if one.name == "plain" else one for one in branches]
+    monkeypatch.setattr(run_gpu.checks, "run", lambda scale: [])
+    monkeypatch.setattr(run_gpu, "survey", lambda workloads, bandwidth, rounds: ([], []))
+    monkeypatch.setattr(run_gpu, "branches", lambda pair: (one for one in wrong if one.name in ("plain", "ours")))
+    monkeypatch.setattr(run_gpu, "step_figures", broken)
+    monkeypatch.setattr(run_gpu, "slowest", late)
+    failed = run_gpu.run_ops(torch.device("cpu"), tmp_path, 2, smoke=True)
+    assert failed == ["training step: RuntimeError: out of memory",
+                      "profile: TimeoutExpired: Command 'ncu' timed out after 900 seconds"]  # fmt: skip
+    (written,) = tmp_path.glob("*/*.json")
+    report = json.loads(written.read_text())
+    assert list(report["branch"]) == ["ours"]
+    told = [(absence["case"], absence["contender"]) for absence in report["absences"]]
+    assert told == [("side branch", "plain"), ("training step", "ours"), ("profile", "ours")]
+
+
+def test_parts_run_in_processes_of_their_own_and_what_fails_is_told(tmp_path, monkeypatch):
+    from benchmarks import run_gpu
+
+    commands = []
+
+    def run(command, **options):
+        commands.append(command[2:])
+        return subprocess.CompletedProcess(command, 3 if "fastav" in command else 0)
+
+    monkeypatch.setattr(run_gpu.subprocess, "run", run)
+    monkeypatch.setattr(run_gpu, "environment", lambda device: {"device": "Some GPU", "date": "2031-02-03 04:05 UTC"})
+    device = torch.device("cuda", 0)
+    assert run_gpu.run_methods(device, tmp_path, smoke=False) == []
+    assert run_gpu.run_profile(device, tmp_path) == ["fastav ended with 3"]
+    assert run_gpu.run_accuracy(device, tmp_path) == []
+    assert [command[0] for command in commands] == ["pytest", "fastav", "examples.stamps.peers"]
+    assert commands[0][-1] == "benchmarks"
+    assert commands[2][1:3] == ["--device", "cuda:0"]
+    places = [f"{tmp_path}/some-gpu/2031-02-03-{part}" for part in ("methods", "profile", "accuracy")]
+    assert all(place in command for place, command in zip(places, commands, strict=True))
 
 
 def test_counting_sees_every_launch_by_name():

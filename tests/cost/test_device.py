@@ -48,8 +48,10 @@ class Device:
             "synchronize": lambda device: self.wait(),
             "empty_cache": lambda: self.calls.append("empty_cache"),
             "reset_peak_memory_stats": self.reset,
-            "memory_allocated": lambda device: self.allocated,
-            "max_memory_allocated": lambda device: self.highest,
+            "memory_stats": lambda device: {
+                "active_bytes.all.current": self.allocated,
+                "active_bytes.all.peak": self.highest,
+            },
             "max_memory_reserved": lambda device: 4096,
         }.items():
             monkeypatch.setattr(torch.cuda, name, stand_in)

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map
 
 import fastav
 from fastav.baselines import FrozenFeatures, Naive
 from fastav.baselines.base import Seen
-from fastav.cost import METHODS, Step, WrongError, build_step, check, random_inputs
+from fastav.cost import METHODS, OURS, Step, WrongError, build_step, check, random_inputs
 from fastav.ops import _backends, _register
 from fastav.tasks import LocalizationTask
 
@@ -116,8 +117,50 @@ def test_ops_that_are_wrong_as_they_are_timed_are_found(pair, inputs, monkeypatc
         }
 
     monkeypatch.setattr(_register, "implementation", implementation)
-    with pytest.raises(WrongError, match=r"its gradients are .* off those by the reference ops, of"):
+    with pytest.raises(WrongError, match=r"its gradients, with taps of torch.float32, are .* of their size off"):
         check(step)
+
+
+def changed_distill(monkeypatch, dtype, change):
+    """Let distill serve taps of one dtype from changed tensors in float32."""
+    monkeypatch.setattr(_backends, "_chosen", None)
+    real = _backends.implementation
+
+    def implementation(function, device, tensors):
+        found = real(function, device, tensors)
+        if not function.startswith("distill") or _backends._chosen is not None or tensors["taps"][0].dtype != dtype:
+            return found
+
+        def one(x):
+            return change(x) if isinstance(x, torch.Tensor) and x.dtype == torch.float32 else x
+
+        return lambda *args, **options: found(*tree_map(one, args), **tree_map(one, options))
+
+    monkeypatch.setattr(_register, "implementation", implementation)
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_factors_may_be_rounded_to_the_taps_dtype(pair, inputs, options, monkeypatch, name, dtype):
+    """As GPUs multiply taps in 16 bits by them."""
+    pair, inputs = [module.to(dtype) for module in pair], [x.to(dtype) for x in inputs]
+    rounded = []
+
+    def rounding(x):
+        rounded.append(x)
+        return x.to(dtype).float()
+
+    changed_distill(monkeypatch, dtype, rounding)
+    check(build_step(name, *pair, inputs, **options.get(name, {})))
+    assert rounded
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_ops_that_are_wrong_in_16_bits_alone_are_found(pair, inputs, monkeypatch, dtype):
+    pair, inputs = [module.to(dtype) for module in pair], [x.to(dtype) for x in inputs]
+    changed_distill(monkeypatch, dtype, lambda x: 1.5 * x)
+    with pytest.raises(WrongError, match=rf"its gradients, with taps of {dtype}, are .* of their size off"):
+        check(build_step("mettle", *pair, inputs))
 
 
 def test_another_backend_is_left_as_it_was_chosen(pair, inputs):

@@ -96,14 +96,21 @@ def test_every_method_with_a_cost_has_a_rate():
 
 def test_table_and_points_hold_what_they_were_given(tmp_path):
     there = replace(RUN, test={**RUN.test, "accuracy": 44.0}, where="there, commit 1a2b3c4d5e6f")
-    runs = {METTLE: [RUN, there], POOLED: [RUN, RUN]}
+    pooled = replace(RUN, of_clips=[40.0, 10.0, 40.0])
+    runs = {METTLE: [RUN, there], POOLED: [pooled, pooled]}
     table, points = write_accuracy(tmp_path, runs, {METTLE: GIVEN}, "Somewhere.")
     text = table.read_text()
     assert cells(text, "Mettle") == [
-        "Mettle", "42.0 ± 2.8", "10.0 ± 0.0", "0.001", "0.25", "900", "100", "5.0", "12", "100", "2.00",
+        "Mettle", "42.0 ± 2.8", "10.0 ± 0.0", "-", "-", "0.001", "0.25", "900", "100", "5.0", "12", "100", "2.00",
     ]  # fmt: skip
-    assert cells(text, POOLED)[-4:] == ["-", "-", "-", "-"]
-    assert "over 2 seed(s). Somewhere. Trained on here, commit 1a2b3c4d5e6f; there, commit 1a2b3c4d5e6f." in text
-    (point,) = json.loads(points.read_text())["methods"]
+    # 0, 30 and 0 more: 10 on average, with a standard deviation of 300 ** 0.5, over 3 ** 0.5.
+    assert cells(text, POOLED) == [
+        POOLED, "40.0 ± 0.0", "10.0 ± 0.0", "+10.0 ± 10.0", "-", "0.001", "0.25", "900", "100", "-", "-", "-", "-",
+    ]  # fmt: skip
+    assert "over 2 seed(s);" in text
+    assert "Somewhere. Trained on here, commit 1a2b3c4d5e6f; there, commit 1a2b3c4d5e6f." in text
+    told = json.loads(points.read_text())
+    (point,) = told["methods"]
+    assert told["without cost"] == [{"title": POOLED, "accuracy": 40.0}]
     assert point == {"method": "mettle", "title": "Mettle", "accuracy": 42.0, "deviation": pytest.approx(8**0.5),
                      "saved": 5_000_000}  # fmt: skip
