@@ -5,7 +5,6 @@ timed part by part, forward by itself too, and memory, what is kept for backward
 and with the largest batch. What takes how long never fails.
 """
 
-import gc
 from collections.abc import Callable
 from functools import partial
 
@@ -15,6 +14,7 @@ import torch
 from benchmarks.pairs import inputs
 from fastav.cost import METHODS, OURS, Step, WrongError, build_step, check, frozen_forward, measure_cost
 from fastav.cost.largest import largest_batch
+from fastav.cost.room import give_back
 from fastav.cost.timing import clock
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -41,13 +41,6 @@ def fewer(clips):
         clips -= max(1, clips // 8)
 
 
-def release():
-    """Give back memory that nothing holds any more."""
-    gc.collect()
-    if DEVICE.type == "cuda":
-        torch.cuda.empty_cache()
-
-
 @pytest.mark.benchmark(timer=clock(DEVICE))
 @pytest.mark.parametrize("batch", ROUNDS)
 @pytest.mark.parametrize("method", METHODS)
@@ -71,19 +64,20 @@ def test_method(benchmark, size, pair, reached, measured, absence, absent, metho
         clips = largest_batch(lambda count: make(inputs(pair, count, size.segments)), DEVICE, size.memory)
     for count in fewer(clips):
         given = inputs(pair, count, size.segments)
+        step = None
         try:
             step = make(given)
             if (method, count) not in measured:
-                frozen = frozen_forward(pair[0], pair[1], given)
-                rounds = ROUNDS[batch]
-                measured[method, count] = measure_cost(method, step, frozen, reached=reached[method], rounds=rounds)
+                measured[method, count] = measure_cost(
+                    method, step, frozen_forward(pair[0], pair[1], given), reached=reached[method], rounds=ROUNDS[batch]
+                )
             benchmark.pedantic(step, rounds=ROUNDS[batch], warmup_rounds=1)
             break
         except torch.cuda.OutOfMemoryError:
             continue
         finally:
-            step = frozen = None
-            release()
+            del step
+            give_back()
     else:
         skip("not even one clip fits")
     benchmark.group = f"training step, {size.name}, {batch}"

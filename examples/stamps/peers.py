@@ -97,13 +97,13 @@ def kept(folder: Path, seeds: int) -> dict[str, list[Outcome]]:
 def costs(visual: nn.Module, audio: nn.Module) -> dict[str, Cost]:
     """What a training step of one clip costs, by the runs' names of the methods."""
     inputs = random_inputs(visual, audio, clips=1, segments=SEGMENTS, audio_layout="clip")
-    layers = {METTLE: {"visual": METTLE_TAPS, "audio": "all"}, MOLT: {"visual": MOLT_TAPS, "audio": "all"}}
+    taps = {"mettle": METTLE_TAPS, "molt": MOLT_TAPS}
+    own = {name: {"layers": {"visual": some, "audio": "all"}} for name, some in taps.items()}
     found = {}
     for method in RATES:
         name = method.lower()
         if name in METHODS:
-            options: dict[str, Any] = {"layers": layers[method]} if method in layers else {}
-            (cost,) = profile([name], visual, audio, inputs, audio_layout="clip", **options)
+            (cost,) = profile([name], visual, audio, inputs, audio_layout="clip", own=own)
             assert isinstance(cost, Cost), cost
             found[method] = cost
     return found

@@ -66,7 +66,7 @@ class Studio:
             whisper = weights.load_whisper_encoder(self.whisper, seconds)
         else:
             whisper = weights.random_whisper_encoder(seconds)
-        return FrozenBackbone(vit.to(self.device), taps), FrozenBackbone(whisper.to(self.device))
+        return FrozenBackbone(vit, taps).to(self.device), FrozenBackbone(whisper).to(self.device)
 
 
 def _folder(name: str) -> Path:

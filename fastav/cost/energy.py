@@ -24,6 +24,9 @@ def energy_counter(device: torch.device) -> tuple[Callable[[], float] | None, st
 def _nvml(device: torch.device) -> tuple[Callable[[], float] | None, str]:
     try:
         nvml: Any = load_optional("pynvml", by="energy counts", extra="bench")
+    except ImportError as error:
+        return None, str(error)
+    try:
         nvml.nvmlInit()
         handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
         nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
@@ -33,15 +36,17 @@ def _nvml(device: torch.device) -> tuple[Callable[[], float] | None, str]:
 
 
 def _rapl() -> tuple[Callable[[], float] | None, str]:
-    # A package is intel-rapl:0, also on AMD; what is in it, intel-rapl:0:0, is counted in it.
-    packages = [path / "energy_uj" for path in _POWERCAP.glob("intel-rapl:*") if path.name.count(":") == 1]
+    # Domains are called intel-rapl:0 and so on, also on AMD. Packages have such names as package-0; what is in one is
+    # counted in it, and psys counts the packages once more.
     try:
+        names = {path.parent: path.read_text() for path in _POWERCAP.glob("intel-rapl:*/name")}
+        packages = [domain / "energy_uj" for domain, name in names.items() if name.startswith("package")]
         tops = [int((path.parent / "max_energy_range_uj").read_text()) for path in packages]
         last = [int(path.read_text()) for path in packages]
     except OSError as error:
         return None, f"the system does not tell: {error}"
     if not packages:
-        return None, f"the system does not tell: nothing in {_POWERCAP}"
+        return None, f"the system does not tell: no package in {_POWERCAP}"
     total = 0
 
     def joules() -> float:

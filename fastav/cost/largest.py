@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from fastav.cost.memory import peak
+from fastav.cost.room import give_back, lacks_room
 
 
 def largest_batch(step: Callable[[int], Callable[[], Any]], device: torch.device, memory: int | None) -> int:
@@ -17,7 +17,7 @@ def largest_batch(step: Callable[[int], Callable[[], Any]], device: torch.device
     Args:
         step: makes a training step for a number of clips.
         device: where.
-        memory: bytes that a step may take over what there was before it; None for what a GPU has.
+        memory: bytes that a step may take over what there was before it; None for what the device has.
 
     Returns:
         Clips; 0 if not even one fits.
@@ -25,6 +25,7 @@ def largest_batch(step: Callable[[int], Callable[[], Any]], device: torch.device
 
     def weigh(clips: int) -> int | None:
         found = _peak(step, clips, device)
+        give_back()  # not in _peak, whose frame holds the step
         return found if found is not None and (memory is None or found <= memory) else None
 
     fits, taken, beyond = 0, 0, 1
@@ -48,9 +49,7 @@ def _peak(step: Callable[[int], Callable[[], Any]], clips: int, device: torch.de
         run = step(clips)
         run()
         return peak(run, device).bytes
-    except torch.cuda.OutOfMemoryError:
-        return None
-    finally:
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+    except Exception as error:
+        if lacks_room(error):
+            return None
+        raise

@@ -115,6 +115,12 @@ def frozen_forward(
     return run
 
 
+def check_rounds(rounds: int) -> None:
+    """Raise ValueError for fewer than two rounds, of which there are no quartiles."""
+    if rounds < 2:
+        raise ValueError(f"rounds is {rounds}, wanted at least 2: a cost has a median and quartiles")
+
+
 def measure_cost(
     name: str, step: Step, frozen: Callable[[], Any], *, reached: Mapping[str, int], rounds: int = 5
 ) -> Cost:
@@ -126,7 +132,11 @@ def measure_cost(
         frozen: see :func:`frozen_forward`.
         reached: what :func:`fastav.cost.check` gave for it.
         rounds: how often each is timed, by turns.
+
+    Raises:
+        ValueError: fewer than two rounds.
     """
+    check_rounds(rounds)
     times, parts = [], []
     for number in range(WARM_UP + rounds):
         of_frozen, of_parts = timed(frozen, step.device), step.parts()

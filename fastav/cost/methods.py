@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastav.adapters import Adapter, create_adapter
+from fastav.adapters import Adapter, adapter_class, create_adapter
+from fastav.backbones import FrozenBackbone
 from fastav.backbones.blocks import example_for
+from fastav.backbones.layout import flat_inputs
 from fastav.baselines import BASELINES, Baseline, create_baseline
 from fastav.cost.step import Step
 from fastav.tasks import LocalizationTask
@@ -21,6 +27,44 @@ METHODS = (*OURS, *BASELINES)
 
 #: Of the head: event localisation on AVE.
 NUM_CLASSES = 28
+
+#: Options of methods that are not the user's here: they follow from the step, or make its rounds alike.
+DERIVED = ("audio_layout", "num_segments", "standardize_batches")
+
+
+def check_options(options: Mapping[str, Mapping[str, Any]], methods: Sequence[str]) -> None:
+    """Check options of methods before any of them is built.
+
+    Args:
+        options: those of each method, by its name.
+        methods: which methods there will be.
+
+    Raises:
+        ValueError: another method, an option that the method does not have, or a value that an adapter's
+            configuration refuses.
+    """
+    for name, own in options.items():
+        if name not in methods:
+            raise ValueError(f"options for {name!r}, which is not measured; measured are {', '.join(methods)}")
+        known = method_options(name)
+        if unknown := sorted(set(own) - set(known)):
+            raise ValueError(f"options for {name}: there is no {', '.join(unknown)}; choose among {', '.join(known)}")
+        if name in OURS:
+            try:
+                adapter_class(name).config_class(**own)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"options for {name}: {error}") from error
+
+
+def method_options(name: str) -> list[str]:
+    """Names of the options that a method of :data:`METHODS` leaves to the user."""
+    if name in OURS:
+        names = [one.name for one in fields(adapter_class(name).config_class)]
+    else:
+        classes = [cls for cls in BASELINES[name].__mro__ if issubclass(cls, Baseline)]
+        taken = [one for cls in classes for one in signature(cls).parameters.values()]
+        names = [one.name for one in taken if one.kind is Parameter.KEYWORD_ONLY]
+    return sorted(set(names) - set(DERIVED))
 
 
 def build_method(
@@ -95,6 +139,8 @@ def build_step(
 ) -> Step:
     """A training step of a method with the head of event localisation, of always the same weights and labels.
 
+    Nobody else's random numbers change by it.
+
     Args:
         name: one of :data:`METHODS`.
         visual: the visual backbone.
@@ -105,13 +151,32 @@ def build_step(
     """
     clips, segments = inputs[0].shape[:2]
     device = inputs[0].device
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    if name == "dg-sct":  # whose maps mix tokens: as many as come of these inputs, not of an example
+        flat, _ = flat_inputs(*inputs, options.get("audio_layout", "segment"))
+        visual, audio = (
+            FrozenBackbone(module, example_input=flat[side][:1].clone())
+            for side, module in (("visual", visual), ("audio", audio))
+        )
+    with _seeded(device):
         labels = torch.randint(NUM_CLASSES + 1, (clips, segments))
         method = build_method(name, visual, audio, segments=segments, **options)
         if not getattr(method, "through", False):
             method.visual.chunk, method.audio.chunk = chunks
-        torch.manual_seed(0)
+    with _seeded(device):
         shape = method if isinstance(method, Baseline) else method.config
         task = LocalizationTask(NUM_CLASSES, num_tokens=shape.num_tokens, width=shape.width)
     return Step(method.to(device), task.to(device), inputs, {"labels": labels.to(device)})
+
+
+@contextmanager
+def _seeded(device: torch.device) -> Iterator[None]:
+    """While it lasts, the same random numbers each time on the CPU and on one device.
+
+    ``torch.manual_seed`` would seed every GPU, and ``fork_rng`` restores no others than it is told.
+    """
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.default_generator.manual_seed(0)
+        if on_gpu:
+            torch.cuda.default_generators[device.index].manual_seed(0)
+        yield

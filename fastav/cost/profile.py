@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from fastav.cost.largest import largest_batch
-from fastav.cost.measure import Cost, frozen_forward, measure_cost
+from fastav.cost.measure import Cost, check_rounds, frozen_forward, measure_cost
 from fastav.cost.methods import build_step
-from fastav.cost.proof import WrongError, check
+from fastav.cost.proof import check
+from fastav.cost.room import give_back, lacks_room, room
 from fastav.cost.step import Step
 
 Found = TypeVar("Found")
@@ -40,6 +41,10 @@ class Absence:
     failed: bool = False
 
 
+class _UnfitError(Exception):
+    """A method does not go with the backbones that it is built for."""
+
+
 def profile(
     methods: Sequence[str],
     visual: nn.Module,
@@ -50,7 +55,7 @@ def profile(
     chunks: tuple[int | None, int | None] = (None, None),
     rounds: int = 5,
     then: Callable[[str, Step], Any] | None = None,
-    **options: Any,
+    own: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Iterator[Cost | Absence]:
     """Check and measure methods; each is gone before the next is built.
 
@@ -62,24 +67,24 @@ def profile(
         audio_layout: see :class:`fastav.MettleConfig`.
         chunks: how many frames and sounds go through frozen backbones at a time, None for all.
         rounds: how often each thing is timed.
-        then: called with each method's name and step, when it has been measured.
-        options: of the methods, all of them.
+        then: called with each method's name and step, after its cost was handed out.
+        own: options of single methods, by their names.
+
+    Raises:
+        ValueError: fewer than two rounds, or a backbone of no known family: before anything is measured.
     """
+    check_rounds(rounds)
     frozen = frozen_forward(visual, audio, inputs, audio_layout, chunks)
     frames, sound = inputs
     if audio_layout == "segment":
         frames, sound = frames[:, :CHECKED_SEGMENTS], sound[:, :CHECKED_SEGMENTS]
-    for name in methods:
-        build: Callable[..., Step] = partial(
-            build_step, name, visual, audio, audio_layout=audio_layout, chunks=chunks, **options
-        )
-        checked = partial(_checked, build, (frames[:1], sound[:1]))
-        reached = _or_absent(name, checked, f"its check in float64, of {frames.shape[1]} segments, does")
-        if isinstance(reached, Absence):
-            yield reached
-            continue
-        measured = partial(_measured, name, partial(build, inputs), frozen, reached, rounds, then)
-        yield _or_absent(name, measured, f"{len(inputs[0])} clip(s) do")
+
+    def one(name: str) -> Iterator[Cost | Absence]:
+        settings = {"audio_layout": audio_layout, "chunks": chunks, **(own or {}).get(name, {})}
+        build: Callable[..., Step] = partial(build_step, name, visual, audio, **settings)
+        return _profiled(name, build, (frames[:1], sound[:1]), inputs, frozen, rounds, then)
+
+    return chain.from_iterable(map(one, methods))
 
 
 def profile_largest(
@@ -87,11 +92,12 @@ def profile_largest(
     visual: nn.Module,
     audio: nn.Module,
     inputs: Callable[[int], tuple[Tensor, Tensor]],
-    memory: int,
+    memory: int | None,
     *,
     audio_layout: str = "segment",
     chunks: tuple[int | None, int | None] = (None, None),
     rounds: int = 5,
+    own: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Iterator[Cost | Absence]:
     """Measure methods once more, each with the largest batch whose step takes no more than so much memory.
 
@@ -100,69 +106,91 @@ def profile_largest(
         visual: the visual backbone.
         audio: the audio backbone.
         inputs: makes those of so many clips.
-        memory: bytes, over model, optimizer and inputs.
+        memory: bytes, over model, optimizer and inputs; None for what the device has.
         audio_layout: see :func:`profile`, as for what follows.
         chunks: likewise.
         rounds: likewise.
+        own: likewise.
     """
     for cost in costs:
-        build: Callable[..., Step] = partial(
-            build_step, cost.method, visual, audio, audio_layout=audio_layout, chunks=chunks
-        )
+        settings = {"audio_layout": audio_layout, "chunks": chunks, **(own or {}).get(cost.method, {})}
+        build: Callable[..., Step] = partial(build_step, cost.method, visual, audio, **settings)
 
         def measure(name: str = cost.method, build: Callable[..., Step] = build, known: Cost = cost) -> Cost | Absence:
             clips = largest_batch(lambda count: build(inputs(count)), next(visual.parameters()).device, memory)
             if not clips:
-                return Absence(name, f"not even one clip fits into {memory / 2**30:g} GiB")
+                return Absence(name, f"not even one clip fits into {room(memory)}")
             given = inputs(clips)
             frozen = frozen_forward(visual, audio, given, audio_layout, chunks)
             reached = {"reached": known.reached, "blocks": known.blocks}
-            return _measured(name, partial(build, given), frozen, reached, rounds, None)
+            return measure_cost(name, build(given), frozen, reached=reached, rounds=rounds)
 
         yield _or_absent(cost.method, measure, "its largest batch does")
+
+
+def _profiled(
+    name: str,
+    build: Callable[..., Step],
+    few: tuple[Tensor, Tensor],
+    inputs: tuple[Tensor, Tensor],
+    frozen: Callable[[], Any],
+    rounds: int,
+    then: Callable[[str, Step], Any] | None,
+) -> Iterator[Cost | Absence]:
+    """One method: checked on a few inputs, measured on all."""
+    what = f"its check in float64, of {few[0].shape[1]} segments, does"
+    reached = _or_absent(name, lambda: check(_built(build, few)), what)
+    if isinstance(reached, Absence):
+        yield reached
+        return
+
+    def measure() -> tuple[Cost, Step]:
+        step = _built(build, inputs)
+        return measure_cost(name, step, frozen, reached=reached, rounds=rounds), step
+
+    measured = _or_absent(name, measure, f"{len(inputs[0])} clip(s) do")
+    if isinstance(measured, Absence):
+        yield measured
+        return
+    cost, step = measured
+    yield cost
+    if then is not None:
+        then(name, step)
+    del measured, step
+    give_back()
+
+
+def _built(build: Callable[..., Step], inputs: tuple[Tensor, Tensor]) -> Step:
+    """A step; what a method refuses while it is built does not go with it, what it refuses later is a mistake."""
+    try:
+        return build(inputs)
+    except ValueError as error:
+        raise _UnfitError(str(error)) from error
 
 
 def _or_absent(name: str, call: Callable[[], Found], what: str) -> Found | Absence:
     """What a call gives, or why it gives nothing; what it held is given back."""
     try:
         return call()
-    except torch.cuda.OutOfMemoryError:
-        return Absence(name, f"{what} not fit into the device's memory")
-    except (ValueError, ImportError) as error:
+    except (_UnfitError, ImportError) as error:
         return Absence(name, str(error))
-    except (WrongError, RuntimeError) as error:
+    except Exception as error:  # whatever it is, the other methods can be measured
+        if lacks_room(error):
+            return Absence(name, f"{what} not fit into {room(None)}")
         return Absence(name, f"{type(error).__name__}: {error}", failed=True)
     finally:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
-def _checked(build: Callable[..., Step], inputs: tuple[Tensor, Tensor]) -> dict[str, int]:
-    return check(build(inputs))
-
-
-def _measured(
-    name: str,
-    build: Callable[[], Step],
-    frozen: Callable[[], Any],
-    reached: Mapping[str, int],
-    rounds: int,
-    then: Callable[[str, Step], Any] | None,
-) -> Cost:
-    step = build()
-    cost = measure_cost(name, step, frozen, reached=reached, rounds=rounds)
-    if then is not None:
-        then(name, step)
-    return cost
+        give_back()
 
 
 def write_snapshot(step: Step, path: Path) -> None:
-    """Write the history of the CUDA allocator over one step, for pytorch.org/memory_viz."""
+    """Write the history of the CUDA allocator over one step, for pytorch.org/memory_viz; all of it or no file."""
     torch.cuda.memory._record_memory_history(max_entries=200_000)
     try:
         step()
         torch.cuda.synchronize(step.device)
         torch.cuda.memory._dump_snapshot(str(path))
+    except Exception:
+        path.unlink(missing_ok=True)  # half a snapshot cannot be read, and takes room that others' files need
+        raise
     finally:
         torch.cuda.memory._record_memory_history(enabled=None)

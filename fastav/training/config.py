@@ -181,8 +181,10 @@ class ProfileConfig:
         methods: which methods; none named are all.
         clips: clips in a step.
         segments: T, segments of a clip.
-        memory: GiB that a step may take, over model, optimizer and inputs: each method is measured once more, with the
-            largest batch that fits. None measures no other batch than that of ``clips``.
+        options: options of single methods by name, such as ``{"mettle": {"num_tokens": 8}}``.
+        memory: GiB that a step may take; model, optimizer and inputs come on top of it. Each method is measured once
+            more, with the largest batch that fits. None is all that a GPU has; on a CPU, None measures no other batch
+            than that of ``clips``.
         seconds: of sound in a segment, which a Whisper encoder is cut to and waveforms last; spectrograms are as long
             as the backbone takes them.
         audio_layout: one sound a segment ("segment"), or one a clip, whose tokens are cut into spans ("clip").
@@ -198,6 +200,7 @@ class ProfileConfig:
     methods: list[str] = field(default_factory=list)
     clips: int = 1
     segments: int = 10
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
     memory: float | None = None
     seconds: float = 1.0
     audio_layout: Literal["segment", "clip"] = "segment"

@@ -1,5 +1,7 @@
 """Memory and energy, on calls and counters whose numbers are known."""
 
+import sys
+
 import pytest
 import torch
 
@@ -53,11 +55,15 @@ def packages(tmp_path, *values, top=1_000_000):
     for i, value in enumerate(values):
         folder = tmp_path / f"intel-rapl:{i}"
         folder.mkdir(exist_ok=True)
+        (folder / "name").write_text(f"package-{i}\n")
         (folder / "energy_uj").write_text(f"{value}\n")
         (folder / "max_energy_range_uj").write_text(f"{top}\n")
-    inner = tmp_path / "intel-rapl:0:0"
-    inner.mkdir(exist_ok=True)
-    (inner / "energy_uj").write_text("77\n")
+    for number, name in {"0:0": "core", "9": "psys"}.items():
+        other = tmp_path / f"intel-rapl:{number}"
+        other.mkdir(exist_ok=True)
+        (other / "name").write_text(f"{name}\n")
+        (other / "energy_uj").write_text(f"{sum(values)}\n")
+        (other / "max_energy_range_uj").write_text(f"{top}\n")
 
 
 def test_energy_is_of_all_packages_and_counters_start_again(tmp_path, monkeypatch):
@@ -73,9 +79,15 @@ def test_energy_is_of_all_packages_and_counters_start_again(tmp_path, monkeypatc
 
 def test_a_machine_without_counters_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(energy, "_POWERCAP", tmp_path)
-    assert energy.energy_counter(CPU) == (None, f"the system does not tell: nothing in {tmp_path}")
+    assert energy.energy_counter(CPU) == (None, f"the system does not tell: no package in {tmp_path}")
     packages(tmp_path, 1)
     (tmp_path / "intel-rapl:0" / "energy_uj").unlink()
     counter, reason = energy.energy_counter(CPU)
     assert counter is None
     assert "energy_uj" in reason
+
+
+def test_a_gpu_whose_counts_nothing_reads_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    said = 'energy counts need pynvml, which does not load: pip install "fastav[bench]"'
+    assert energy.energy_counter(torch.device("cuda", 0)) == (None, said)

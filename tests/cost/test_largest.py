@@ -1,5 +1,8 @@
 """The search for the largest batch, on peaks that are given."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -44,10 +47,57 @@ def test_noise_neither_ends_nor_inflates_the_search(monkeypatch):
     assert max(tried) <= 16
 
 
-def test_what_the_device_has_no_room_for_does_not_fit(monkeypatch):
+#: As PyTorch says it on Linux and on Windows.
+CPU_MESSAGES = [
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+    "140737488355328 bytes. Error code 12 (Cannot allocate memory)",
+    "[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes.",
+]
+
+
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError(), MemoryError(), *map(RuntimeError, CPU_MESSAGES)])
+def test_what_the_device_has_no_room_for_does_not_fit(monkeypatch, error):
     def peak_of(clips):
         if clips > 5:
-            raise torch.cuda.OutOfMemoryError
+            raise error
         return Peak(1)
 
     assert search(monkeypatch, peak_of, None)[0] == 5
+
+
+def test_memory_that_a_cpu_does_not_have_does_not_fit():
+    bytes_of = {1: 2**10, 2: 2**62}  # more than any address
+
+    def make(clips):
+        return lambda: torch.empty(bytes_of[clips], dtype=torch.uint8)
+
+    assert largest_batch(make, CPU, None) == 1
+
+
+def test_other_errors_are_no_lack_of_memory(monkeypatch):
+    def peak_of(clips):
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        search(monkeypatch, peak_of, None)
+
+
+def test_memory_is_freed_when_the_step_is_gone(monkeypatch):
+    """Also that of a step that did not fit."""
+    steps, gone = [], []
+
+    class Step:
+        def __call__(self):
+            if len(steps) > 2:
+                raise torch.cuda.OutOfMemoryError
+
+    def make(clips):
+        step = Step()
+        steps.append(weakref.ref(step))
+        return step
+
+    monkeypatch.setattr("fastav.cost.largest.peak", lambda run, device: Peak(1))
+    monkeypatch.setattr(gc, "collect", lambda: gone.append([step() is None for step in steps]))
+    assert largest_batch(make, CPU, None) == 2
+    assert gone == [[True] * count for count in range(1, len(steps) + 1)]
+    assert len(steps) > 2

@@ -53,6 +53,14 @@ def test_measured_costs_are_consistent_and_go_to_json_and_back(pair):
     assert Cost.from_dict(json.loads(json.dumps(cost.as_dict()))) == cost
 
 
+def test_a_single_round_is_refused_before_anything_runs(pair):
+    with pytest.raises(ValueError, match="rounds is 1, wanted at least 2"):
+        measure_cost("mettle", None, None, reached={}, rounds=1)
+    inputs = random_inputs(*pair, clips=1, segments=2)
+    with pytest.raises(ValueError, match="rounds is 1, wanted at least 2"):
+        profile(["mettle"], *pair, inputs, rounds=1)
+
+
 def test_frozen_forward_runs_both_backbones_on_all_segments(pair):
     inputs = random_inputs(*pair, clips=2, segments=3)
     seen, heard = frozen_forward(*pair, inputs)()

@@ -1,6 +1,9 @@
 """``fastav profile`` end to end on tiny backbones with random weights."""
 
+import importlib
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,10 +11,12 @@ import torch
 from fastav import FrozenBackbone, MettleAdapter
 from fastav.cost import METHODS, Cost, WrongError, profile
 from fastav.training import cli
-from tests.cost.test_measure import cells
+from fastav.training.config import AudioConfig, ProfileConfig, VisualConfig
+from tests.cost.test_measure import GIVEN, cells
 
 for module in ("timm", "transformers", "greenlet", "peft", "matplotlib", "jsonargparse"):
     pytest.importorskip(module)
+profile_command = importlib.import_module("fastav.training.profile_command")
 
 VIT = {"img_size": 32, "depth": 2, "embed_dim": 32, "num_heads": 2}
 AST = {
@@ -94,6 +99,8 @@ def test_methods_of_which_not_one_clip_fits_are_named(tmp_path, capsys, monkeypa
     [
         (WrongError("it is wrong"), 1, "WrongError: it is wrong"),
         (RuntimeError("broken"), 1, "RuntimeError: broken"),
+        (KeyError("broken"), 1, "KeyError: 'broken'"),
+        (ValueError("taps[3] holds NaN"), 1, "ValueError: taps[3] holds NaN"),
         (torch.cuda.OutOfMemoryError(), 0, "its check in float64, of 2 segments, does not fit into"),
     ],
 )
@@ -138,6 +145,54 @@ def test_chunks_are_said_and_used(tmp_path, capsys, monkeypatch):
     assert seen == {3, 4}
 
 
+def test_options_of_methods_are_used_and_said(tmp_path, capsys):
+    trainable = []
+    for tokens in (4, 8):
+        own = json.dumps({"mettle": {"num_tokens": tokens, "rank": 4}})
+        assert cli.main(arguments(tmp_path, methods='["mettle"]', options=own)) == 0
+        assert f"; Mettle with num_tokens={tokens}, rank=4\n" in capsys.readouterr().out
+        trainable += [cost.trainable for cost in costs_in(tmp_path)]
+    assert trainable[1] - trainable[0] == 4 * (2 + 2) * 32  # a query a token, of all taps, of their width
+
+
+@pytest.mark.parametrize(
+    ("device", "memory", "wanted"), [("cpu", None, False), ("cpu", 8.0, True), ("cuda:0", None, True)]
+)
+def test_the_largest_batch_is_measured_where_something_limits_it(device, memory, wanted):
+    config = ProfileConfig(VisualConfig("a"), AudioConfig("b"), memory=memory)
+    assert profile_command.wants_largest(config, torch.device(device)) == wanted
+
+
+def test_without_a_limit_it_is_what_the_device_has(tmp_path, capsys, monkeypatch):
+    """As on a GPU, of which 3 clips take everything."""
+    monkeypatch.setattr(profile_command, "wants_largest", lambda config, device: True)
+    monkeypatch.setattr("fastav.cost.largest._peak", lambda step, clips, device: clips if clips <= 3 else None)
+    assert cli.main(arguments(tmp_path, methods='["frozen"]')) == 0
+    assert "The largest batch that fits into the device's memory" in capsys.readouterr().out
+    assert [cost.clips for cost in costs_in(tmp_path, "largest")] == [3]
+
+
+def test_a_snapshot_that_is_not_written_costs_no_measurement(tmp_path, capsys, monkeypatch):
+    """Steps that say they work on a GPU, of which one fills the disk."""
+
+    def profiled(methods, *backbones, then, **options):
+        for method in methods:
+            yield replace(GIVEN, method=method)
+            then(method, SimpleNamespace(device=torch.device("cuda", 0)))
+
+    def write_snapshot(step, path):
+        if "lora" in path.name:
+            raise OSError("no space left")
+
+    monkeypatch.setattr(profile_command, "profile", profiled)
+    monkeypatch.setattr(profile_command, "write_snapshot", write_snapshot)
+    assert cli.main(arguments(tmp_path, methods='["frozen", "lora", "mettle"]')) == 1
+    said = capsys.readouterr()
+    assert "fastav profile: LoRA: no memory snapshot: OSError: no space left\n" in said.err
+    assert "costs.png, memory-frozen.pickle, memory-mettle.pickle\n" in said.out
+    assert [cost.method for cost in costs_in(tmp_path)] == ["frozen", "lora", "mettle"]
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -148,6 +203,16 @@ def test_chunks_are_said_and_used(tmp_path, capsys, monkeypatch):
         ({"visual.chunk": "0"}, "chunk is 0, wanted at least 1"),
         ({"rounds": "1"}, "rounds is 1, wanted at least 2"),
         ({"visual.name": "vit_tinny"}, "timm has no model 'vit_tinny'"),
+        (
+            {"visual.name": "resnet18", "visual.options": "{}"},
+            "--visual.name resnet18: ResNet has no transformer blocks of a family that fastav knows; choose a model",
+        ),
+        (
+            {"audio.name": "bert", "audio.options": '{"hidden_size": 12, "num_hidden_layers": 1}'},
+            "--audio.name bert: BertModel has no transformer blocks of a family that fastav knows; choose a model",
+        ),
+        ({"options": '{"mettle": {"tokens": 8}}'}, "options for mettle: there is no tokens; choose among activation"),
+        ({"options": '{"molt": {}}', "methods": '["frozen"]'}, "options for 'molt', which is not measured"),
     ],
 )
 def test_mistakes_are_named(tmp_path, capsys, flags, said):
