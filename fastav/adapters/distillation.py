@@ -10,7 +10,7 @@ from fastav import ops
 from fastav.adapters.config import AdapterConfig
 from fastav.adapters.groups import group_widths
 from fastav.adapters.rows import below_each_other, cut_rows, hand_out, heads_below, heads_beside
-from fastav.adapters.statistics import TapStandardization
+from fastav.standardization import TapStandardization
 
 
 class PoolingWeights(NamedTuple):

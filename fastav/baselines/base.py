@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastav.adapters.statistics import TapStandardization
 from fastav.backbones import FrozenBackbone
 from fastav.backbones.blocks import find_blocks
 from fastav.backbones.layout import check_audio_layout, cut_spans, flat_inputs, patch_map, stage_ends
+from fastav.backbones.streams import SideStreams
 from fastav.backbones.whisper import whisper_encoder
 from fastav.baselines.live import LiveBackbone
 from fastav.output import AdapterOutput
+from fastav.standardization import TapStandardization
 
 EPS = 1e-5  # of the read-out's norms
 
@@ -186,8 +187,24 @@ class Baseline(nn.Module):
         )
 
     def _run(self, visual: Tensor, audio: Tensor, segments: int) -> Seen:
-        """Run both backbones on what they take."""
-        return Seen(self.visual(visual), self.audio(audio)[-1])
+        """Run both backbones on what they take; on a GPU beside each other, as neither needs what the other makes.
+
+        Autograd takes each step back on the stream of its step forward, so that backward runs beside each other too.
+        """
+        with SideStreams(visual.device) as side:
+            with side.fork("audio", [audio]):
+                heard = self._hear(audio)
+                side.hand_back([heard])
+            seen = self._see(visual)
+        return Seen(seen, heard)
+
+    def _see(self, visual: Tensor) -> list[Tensor]:
+        """The visual backbone's taps, or what stands for them."""
+        return self.visual(visual)
+
+    def _hear(self, audio: Tensor) -> Tensor:
+        """The last audio tokens."""
+        return self.audio(audio)[-1]
 
     def _cut(self, tokens: Tensor, segments: int) -> Tensor:
         """Audio tokens with one row a segment, whatever the layout."""

@@ -1,4 +1,4 @@
-"""The bottleneck that the peers put beside every attention and every MLP of a backbone."""
+"""The bottleneck that the peers put at every attention and every MLP of a backbone."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 class Bottleneck(nn.Module):
     """Norm, grouped map down, activation, grouped map up, norm, gate: ``x -> g LN(BN(relu(BN(LN(x) D)) U))``.
 
-    By itself it is the naive sequential adapter (Houlsby et al., 2019, in the form that LAVISH's authors compare with):
-    each modality for itself. It adds nothing at the start: the gate is zero.
+    By itself it is the naive adapter in the form that LAVISH's authors compare with, each modality for itself; where it
+    stands, beside a branch or behind it as in Houlsby et al. (2019), is :class:`Naive`'s to say. It adds nothing at the
+    start: the gate is zero.
 
     Args:
         width: C, of what goes in and comes out.

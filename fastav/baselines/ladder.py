@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, pad
 
 from fastav.backbones import FrozenBackbone
-from fastav.baselines.base import Baseline, Seen, blocks_of
+from fastav.baselines.base import Baseline, blocks_of
 
 #: T of LST: a gate is sigmoid(w / T).
 TEMPERATURE = 0.1
@@ -22,16 +22,21 @@ class Ladder(nn.Module):
     """The side network of one backbone: a narrow transformer layer for each of its blocks.
 
     ``h_i = layer_i(g_i h_{i-1} + (1 - g_i) D_i x_i)`` with the backbone's tokens ``x_i``, a linear map ``D_i`` down and
-    a gate ``g_i = sigmoid(w_i / T)``. Between stages h is averaged to as many places as there are and brought to the
-    next stage's width. As many tokens as the backbone's: that is what a ladder costs. A layer is the identity at first.
-    It attends in windows where its block does, shifted where its block's are; cut by nothing at the map's edges.
+    a gate ``g_i = sigmoid(w_i / T)``; the first is ``h_1 = layer_1(D_1 x_1)``. Between stages h is averaged to as many
+    places as there are and brought to the next stage's width. As many tokens as the backbone's: that is what a ladder
+    costs. A layer is the identity at first.
+
+    It attends in windows where its block does, shifted where its block's are; cut by nothing at the map's edges. A map
+    whose sides the windows do not divide is padded at its end, as blocks do it, but nothing attends to the padding: the
+    last windows hold fewer tokens.
 
     Args:
         widths: D of each block.
         tokens: N of each block.
         prefix: how many tokens stand before those of the patches.
         ratio: D over the side network's width.
-        windows: of each block, the window's side and by how much it is shifted; None where it attends to all tokens.
+        windows: of each block, the window's side and by how much it is shifted; None where it attends to all tokens, as
+            it also does where these are no square map.
 
     Raises:
         ValueError: a ratio that does not divide a width, or patches of no square map between stages.
@@ -67,19 +72,16 @@ class Ladder(nn.Module):
             if "out_proj" in name or "linear2" in name:
                 nn.init.zeros_(parameter)
         self.windows = tuple(windows)
-        self.gate = nn.Parameter(torch.zeros(len(widths)))
+        self.gate = nn.Parameter(torch.zeros(len(widths) - 1))  # the first layer has nothing to weigh
         self.width = narrow[-1]
 
     def forward(self, taps: list[Tensor]) -> Tensor:
         """All blocks' tokens, (B, N_l, D_l) each -> the side network's last, (B, N, D / r)."""
-        h: Tensor | None = None
-        gates = (self.gate / TEMPERATURE).sigmoid()
-        for tap, down, across, layer, gate, window in zip(
-            taps, self.down, self.across, self.layers, gates, self.windows, strict=True
-        ):
-            x = down(tap)
-            h = _in_windows(layer, x if h is None else gate * across(_resized(h, x.shape[1])) + (1 - gate) * x, window)
-        assert h is not None
+        h = _in_windows(self.layers[0], self.down[0](taps[0]), self.windows[0])
+        for i, gate in enumerate((self.gate / TEMPERATURE).sigmoid(), 1):
+            x = self.down[i](taps[i])
+            below = self.across[i](_resized(h, x.shape[1]))
+            h = _in_windows(self.layers[i], gate * below + (1 - gate) * x, self.windows[i])
         return h
 
 
@@ -122,9 +124,12 @@ class LadderSideTuning(Baseline):
     def _read_widths(self) -> tuple[int, int]:
         return self.beside_visual.width, self.beside_audio.width
 
-    def _run(self, visual: Tensor, audio: Tensor, segments: int) -> Seen:
-        seen, heard = self.visual(visual), self.audio(audio)
-        return Seen([*seen, self.beside_visual(seen)], self.beside_audio(heard))
+    def _see(self, visual: Tensor) -> list[Tensor]:
+        taps = self.visual(visual)
+        return [*taps, self.beside_visual(taps)]
+
+    def _hear(self, audio: Tensor) -> Tensor:
+        return self.beside_audio(self.audio(audio))
 
 
 def _window(block: Any) -> tuple[int, int] | None:
@@ -138,13 +143,31 @@ def _window(block: Any) -> tuple[int, int] | None:
 def _in_windows(layer: nn.Module, tokens: Tensor, window: tuple[int, int] | None) -> Tensor:
     """Run a layer on the tokens (B, N, D) of each window by itself."""
     across = isqrt(tokens.shape[1])
-    if window is None or window[0] >= across or across**2 != tokens.shape[1] or across % window[0]:
+    if window is None or window[0] >= across or across**2 != tokens.shape[1]:
         return layer(tokens)
     side, shift = window
     maps = tokens.unflatten(1, (across, across)).roll((-shift, -shift), (1, 2))
-    cut = maps.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3)  # (B, rows, columns, side, side, D)
-    done = layer(cut.flatten(3, 4).flatten(0, 2)).view(cut.shape)
-    return done.transpose(2, 3).flatten(3, 4).flatten(1, 2).roll((shift, shift), (1, 2)).flatten(1, 2)
+    missing = -across % side
+    if missing:
+        maps = pad(maps, (0, 0, 0, missing, 0, missing))
+    cut = _cut(maps, side)
+    outside = _outside(cut, across) if missing else None
+    done = layer(cut.flatten(3, 4).flatten(0, 2), src_key_padding_mask=outside).view(cut.shape)
+    whole = done.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :across, :across]
+    return whole.roll((shift, shift), (1, 2)).flatten(1, 2)
+
+
+def _cut(maps: Tensor, side: int) -> Tensor:
+    """Maps (B, H, W, D) in windows, (B, rows, columns, side, side, D)."""
+    return maps.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3)
+
+
+def _outside(cut: Tensor, across: int) -> Tensor:
+    """Which tokens of the windows of :func:`_cut` lie outside of maps of ``across`` x ``across``, True for these."""
+    items, rows, side = cut.shape[0], cut.shape[1], cut.shape[3]
+    outside = torch.arange(rows * side, device=cut.device) >= across
+    places = _cut((outside[:, None] | outside)[None, ..., None], side)
+    return places.expand(items, -1, -1, -1, -1, -1).reshape(-1, side * side)
 
 
 def _heads(width: int) -> int:

@@ -15,19 +15,17 @@ from fastav.baselines.sites import blocks_with_branches, inserted
 
 
 class Pictures(nn.Module):
-    """Spectrograms as what a visual backbone takes: standardised, one channel three times, stretched to its size.
+    """Spectrograms as what a visual backbone takes: standardised, one channel three times, stretched to its size."""
 
-    Args:
-        time_axis: of a spectrogram, -1 or -2.
-    """
-
-    def __init__(self, time_axis: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.time_axis = time_axis
         self.norm = nn.BatchNorm2d(1, affine=False)
 
     def forward(self, sound: Tensor, segments: int, size: torch.Size) -> Tensor:
-        """Spectrograms (B, ..., a, b) of ``segments`` segments each -> (B * segments, 3, *size).
+        """Spectrograms (B, ..., a, b) of ``segments`` segments each, b their time if there are several.
+
+        Returns:
+            (B * segments, 3, *size).
 
         Raises:
             ValueError: spectrograms of several channels, or that do not divide into so many spans of time.
@@ -39,12 +37,12 @@ class Pictures(nn.Module):
             )
         assert self.norm.running_mean is not None
         sound = sound.reshape(len(sound), *sound.shape[-2:]).to(self.norm.running_mean.dtype)
-        if sound.shape[self.time_axis] % segments:
+        if sound.shape[-1] % segments:
             raise ValueError(
-                f"audio_input has {sound.shape[self.time_axis]} frames a clip, which do not divide into {segments} "
+                f"audio_input has {sound.shape[-1]} frames a clip, which do not divide into {segments} "
                 f"equal spans of time; change the clip's length, or use audio_layout='segment'"
             )
-        spans = torch.stack(sound.chunk(segments, self.time_axis), 1).flatten(0, 1)
+        spans = torch.stack(sound.chunk(segments, -1), 1).flatten(0, 1)
         return interpolate(self.norm(spans[:, None]), size, mode="bilinear", antialias=True).expand(-1, 3, -1, -1)
 
 
@@ -56,8 +54,8 @@ class Lavish(Baseline):
 
     Args:
         visual: see :class:`Baseline`.
-        audio: the backbone that the sound was prepared for. It does not run: it tells which axis of a spectrogram is
-            time.
+        audio: the backbone that the sound was prepared for. It does not run: it tells whether a clip's spectrogram can
+            be cut into segments. Those of Whisper can, whose last axis is time.
         num_tokens: K; see :class:`LatentAttention`, as for ``zeros``.
         ratio: see :class:`Bottleneck`, as for the next two.
         groups: of its maps.
@@ -66,8 +64,8 @@ class Lavish(Baseline):
         options: see :class:`Baseline`.
 
     Raises:
-        ValueError: sound that is no spectrogram, a block whose branches are not known, or a ratio or groups that do not
-            divide its width.
+        ValueError: sound that is no spectrogram, whole clips of it for an audio backbone of no known family, a block
+            whose branches are not known, or a ratio or groups that do not divide its width.
     """
 
     name = "lavish"
@@ -99,8 +97,14 @@ class Lavish(Baseline):
                 f"Lavish hears spectrograms, but {type(audio.module).__name__} takes raw sound: choose an audio "
                 f"backbone whose front end makes spectrograms, such as HTS-AT, AST or Whisper"
             )
+        if self.audio_layout == "clip" and audio.tokens_in_time_order is None:
+            raise ValueError(
+                f"Lavish: audio_layout='clip' cuts spectrograms into spans of time, but the blocks of "
+                f"{type(audio.module).__name__} are of no known family, which would tell which axis of its input is "
+                f"time; use audio_layout='segment'"
+            )
         self.visual = self._tapped(visual, self._visual_taps(visual))
-        self.pictures = Pictures(time_axis=-1 if audio.tokens_in_time_order else -2)
+        self.pictures = Pictures()
         self._blocks = blocks_with_branches(visual)
         self.beside = nn.ModuleList(
             nn.ModuleList(

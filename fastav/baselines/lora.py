@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,22 +12,29 @@ from fastav.backbones import FrozenBackbone
 from fastav.baselines.base import Baseline, trial_input
 from fastav.optional import load_optional
 
+#: Which linear maps of the blocks are changed.
+TARGETS = ("all", "attention")
+#: What the attention of a block is called in timm's and Hugging Face's families.
+ATTENTIONS = {"attn", "attention", "self_attn"}
+
 
 class Lora(Baseline):
-    """LoRA (Hu et al., ICLR 2022) on every linear map of every block that tokens go through, by the peft library.
+    """LoRA (Hu et al., ICLR 2022) on the linear maps of every block that tokens go through, by the peft library.
 
     Maps whose weight a block takes without calling them are left out, as peft cannot change what they do: Swin V2's
     and BEiT's common map to queries, keys and values in timm are such. The backbones are copied, so that what was given
-    stays as it is.
+    stays as it is. The changes stay beside the matrices, in forward alone too: they are not merged into them.
 
     Args:
         visual: see :class:`Baseline`.
         audio: likewise.
+        targets: ``"all"`` linear maps of a block, or those of its ``"attention"`` alone.
         rank: r of each change.
         alpha: changes are scaled by alpha / r.
         options: see :class:`Baseline`.
 
     Raises:
+        ValueError: other targets, or blocks without any.
         ImportError: peft is missing.
     """
 
@@ -38,11 +46,14 @@ class Lora(Baseline):
         visual: nn.Module | FrozenBackbone,
         audio: nn.Module | FrozenBackbone,
         *,
+        targets: str = "all",
         rank: int = 8,
         alpha: float = 16.0,
         **options: Any,
     ) -> None:
-        self.rank, self.alpha = rank, alpha
+        if targets not in TARGETS:
+            raise ValueError(f"Lora: targets is {targets!r}, wanted one of {TARGETS}")
+        self.targets, self.rank, self.alpha = targets, rank, alpha
         super().__init__(visual, audio, **options)
 
     def _build(self, visual: FrozenBackbone, audio: FrozenBackbone) -> None:
@@ -53,9 +64,16 @@ class Lora(Baseline):
     def _changed(self, backbone: FrozenBackbone, taps: list[str]) -> FrozenBackbone:
         peft = load_optional("peft", by="LoRA's changes of backbones", extra="baselines")
         live = self._tapped(backbone, taps)
-        config = peft.LoraConfig(
-            r=self.rank, lora_alpha=self.alpha, target_modules=linear_maps(live, backbone.tap_names)
-        )
+        maps = linear_maps(live, backbone.tap_names)
+        if self.targets == "attention":
+            maps = attention_maps(maps, backbone.tap_names)
+        if not maps:
+            raise ValueError(
+                f"Lora: targets is {self.targets!r}, but the blocks of {type(backbone.module).__name__} call no such "
+                f"linear map (attention is what is named attn, attention or self_attn in a block); take other targets, "
+                f"or another method"
+            )
+        config = peft.LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=maps)
         peft.inject_adapter_in_model(config, live.module)
         for name, module in live.module.named_modules():
             if name.endswith(("lora_A", "lora_B")):
@@ -80,3 +98,13 @@ def linear_maps(backbone: FrozenBackbone, blocks: tuple[str, ...]) -> list[str]:
     for hook in hooks:
         hook.remove()
     return found
+
+
+def attention_maps(maps: Sequence[str], blocks: Sequence[str]) -> list[str]:
+    """Those of some blocks' linear maps that lie in the blocks' attention."""
+    return [
+        name
+        for name in maps
+        for block in blocks
+        if name.startswith(f"{block}.") and ATTENTIONS & set(name.removeprefix(f"{block}.").split("."))
+    ]

@@ -1,4 +1,4 @@
-"""The naive adapters: a bottleneck beside every attention and every MLP, each modality for itself."""
+"""The naive adapters: a bottleneck beside or behind every attention and every MLP, each modality for itself."""
 
 from __future__ import annotations
 
@@ -7,17 +7,24 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastav.backbones import FrozenBackbone
-from fastav.baselines.base import Baseline, Seen
+from fastav.baselines.base import Baseline
 from fastav.baselines.bottleneck import Bottleneck
 from fastav.baselines.sites import blocks_with_branches, inserted
 
+#: Where a bottleneck stands: parallel to a branch, or on what comes out of it.
+PLACEMENTS = ("beside", "behind")
+
 
 class Naive(Baseline):
-    """A :class:`Bottleneck` beside the attention and beside the MLP of every block of both backbones.
+    """A :class:`Bottleneck` at the attention and at the MLP of every block of both backbones.
+
+    With ``s = branch(x)`` of either, the block goes on with ``x + s + A(x)`` where A stands beside it, parallel, as
+    LAVISH's authors have it, and with ``x + s + A(s)`` where A stands behind it, sequential (Houlsby et al., 2019).
 
     Args:
         visual: see :class:`Baseline`.
         audio: likewise.
+        placement: ``"beside"`` or ``"behind"``.
         ratio: see :class:`Bottleneck`, as for the next three.
         groups: of its maps.
         batch_norm: whether it has them.
@@ -25,7 +32,8 @@ class Naive(Baseline):
         options: see :class:`Baseline`.
 
     Raises:
-        ValueError: a block whose branches are not known, or a ratio or groups that do not divide its width.
+        ValueError: another placement, a block whose branches are not known, or a ratio or groups that do not divide its
+            width.
     """
 
     name = "naive"
@@ -35,12 +43,16 @@ class Naive(Baseline):
         visual: nn.Module | FrozenBackbone,
         audio: nn.Module | FrozenBackbone,
         *,
+        placement: str = "beside",
         ratio: int = 8,
         groups: int = 2,
         batch_norm: bool = True,
         activate: bool = True,
         **options: Any,
     ) -> None:
+        if placement not in PLACEMENTS:
+            raise ValueError(f"Naive: placement is {placement!r}, wanted one of {PLACEMENTS}")
+        self.placement = placement
         self.settings: dict[str, Any] = {
             "ratio": ratio,
             "groups": groups,
@@ -62,10 +74,16 @@ class Naive(Baseline):
             }
         )
 
-    def _run(self, visual: Tensor, audio: Tensor, segments: int) -> Seen:
-        return Seen(self._taps("visual", visual), self._taps("audio", audio)[-1])
+    def _see(self, visual: Tensor) -> list[Tensor]:
+        return self._taps("visual", visual)
+
+    def _hear(self, audio: Tensor) -> Tensor:
+        return self._taps("audio", audio)[-1]
 
     def _taps(self, modality: str, x: Tensor) -> list[Tensor]:
         beside: Any = self.beside[modality]
-        with inserted(self._blocks[modality], lambda number, which, tokens: beside[number][which](tokens)):
+        behind = self.placement == "behind"
+        with inserted(
+            self._blocks[modality], lambda number, which, tokens: beside[number][which](tokens), behind=behind
+        ):
             return getattr(self, modality)(x)

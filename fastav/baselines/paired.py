@@ -65,7 +65,8 @@ class DGSCT(Baseline):
 
     Raises:
         ValueError: one backbone for both, a block whose branches are not known, a ratio or groups that do not divide
-            its width, or tokens that do not divide into ``num_segments``.
+            its width, or tokens that do not divide into ``num_segments``; when called, inputs that give other
+            numbers of tokens than the backbones' ``example_input``.
         ImportError: greenlet is missing, which lets the backbones wait for each other.
     """
 
@@ -108,10 +109,12 @@ class DGSCT(Baseline):
         self._blocks = [seeing[i] for i, _ in self.pairs], [hearing[j] for _, j in self.pairs]
         spans = self._spans(audio.tokens)
         self.beside = nn.ModuleList()
+        self._tokens: list[tuple[int, int]] = []  # of both modalities, for which each of these is built
         for i, j in self.pairs:
             seen = visual.widths[i], visual.tokens[i]
             heard = audio.widths[j], audio.tokens[j] // spans
             for _ in ("first", "second"):
+                self._tokens.append((seen[1], heard[1]))
                 self.beside.append(
                     nn.ModuleDict(
                         {
@@ -135,15 +138,27 @@ class DGSCT(Baseline):
             )
         return self.num_segments
 
+    def _check_tokens(self, came: tuple[int, int], built_for: tuple[int, int]) -> None:
+        """Raise ValueError for other numbers of visual and audio tokens a segment than the adapters mix."""
+        for modality, count, wanted in zip(("visual", "audio"), came, built_for, strict=True):
+            if count != wanted:
+                example = getattr(self, modality).example_input
+                raise ValueError(
+                    f"DGSCT: a block of the {modality} backbone puts out {count} tokens a segment, but the adapters "
+                    f"beside it were built for {wanted}, as inputs of shape {tuple(example.shape[1:])} give them; for "
+                    f"other inputs build it on FrozenBackbone(..., example_input=one of them)"
+                )
+
     def _run(self, visual: Tensor, audio: Tensor, segments: int) -> Seen:
         if self.audio_layout == "clip" and segments != self.num_segments:
             raise ValueError(f"visual_input has {segments} segments a clip, num_segments is {self.num_segments}")
-        stations: Iterator[Any] = iter(self.beside)
+        stations: Iterator[Any] = zip(self.beside, self._tokens, strict=True)
         places: list[Tensor] = []
 
         def exchange(brought: Sequence[Tensor]) -> list[Tensor]:
             seen, heard = brought[0], self._cut(brought[1], segments)
-            beside = next(stations)
+            beside, built_for = next(stations)
+            self._check_tokens((seen.shape[1], heard.shape[1]), built_for)
             more_seen, places_seen = beside["visual"](seen, heard)
             more_heard, places_heard = beside["audio"](heard, seen)
             places[:] = places_seen, places_heard

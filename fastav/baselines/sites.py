@@ -1,4 +1,4 @@
-"""Where adapters stand in a block: beside its attention and beside its MLP."""
+"""Where adapters stand in a block: beside its attention and its MLP, or behind them."""
 
 from __future__ import annotations
 
@@ -87,13 +87,16 @@ def blocks_with_branches(backbone: FrozenBackbone) -> list[nn.Module]:
 
 
 @contextmanager
-def inserted(blocks: Sequence[nn.Module], added: Callable[[int, int, Tensor], Tensor]) -> Iterator[None]:
-    """While it lasts, add to both branches of some blocks what a function makes of what goes into them.
+def inserted(
+    blocks: Sequence[nn.Module], added: Callable[[int, int, Tensor], Tensor], *, behind: bool = False
+) -> Iterator[None]:
+    """While it lasts, add to both branches of some blocks what a function makes of what goes into them, or comes out.
 
     Args:
         blocks: the blocks.
         added: is given a block's number, 0 for its attention or 1 for its MLP, and what goes into that, (B, N, D);
             gives what is to be added to what comes out, (B, N, D). It is called before the branch runs.
+        behind: whether it is given what comes out instead, after the branch has run and before that goes onto x.
 
     Raises:
         ValueError: a block whose branches are not known.
@@ -102,23 +105,35 @@ def inserted(blocks: Sequence[nn.Module], added: Callable[[int, int, Tensor], Te
     with ExitStack() as hooks:
         for number, (block, pair) in enumerate(zip(blocks, sites, strict=True)):
             for which, site in enumerate(pair):
+                entry, exit_ = block.get_submodule(site.entry), block.get_submodule(site.exit)
+                made = partial(_of_tokens, partial(added, number, which))
+                if behind:
+                    hooks.callback(exit_.register_forward_hook(partial(_leave, made)).remove)
+                    continue
                 waiting: list[Tensor] = []
-                entry = partial(_enter, waiting, partial(added, number, which))
-                hooks.callback(
-                    block.get_submodule(site.entry).register_forward_pre_hook(entry, with_kwargs=True).remove
-                )
-                hooks.callback(block.get_submodule(site.exit).register_forward_hook(partial(_leave, waiting)).remove)
+                enter = partial(_enter, waiting, made)
+                hooks.callback(entry.register_forward_pre_hook(enter, with_kwargs=True).remove)
+                hooks.callback(exit_.register_forward_hook(partial(_leave, partial(_kept, waiting))).remove)
         yield
 
 
-def _enter(waiting: list[Tensor], added: Callable[[Tensor], Tensor], module: nn.Module, args: Any, kwargs: Any) -> None:
-    """Keep what is to be added to the branch that is about to run; maps (B, H, W, D) are tokens in rows."""
-    x = args[0] if args else kwargs["hidden_states"]
-    waiting.append(added(x.flatten(1, -2)))
+def _of_tokens(added: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What is made of tokens; maps (B, H, W, D) are tokens in rows."""
+    return added(x.flatten(1, -2))
 
 
-def _leave(waiting: list[Tensor], module: nn.Module, args: Any, output: Any) -> Any:
-    """Add it."""
-    if isinstance(output, tuple):
-        return (output[0] + waiting.pop().reshape(output[0].shape), *output[1:])
-    return output + waiting.pop().reshape(output.shape)
+def _kept(waiting: list[Tensor], _: Tensor) -> Tensor:
+    """What was made when the branch began, whatever came out of it."""
+    return waiting.pop()
+
+
+def _enter(waiting: list[Tensor], made: Callable[[Tensor], Tensor], module: nn.Module, args: Any, kwargs: Any) -> None:
+    """Keep what is to be added to the branch that is about to run."""
+    waiting.append(made(args[0] if args else kwargs["hidden_states"]))
+
+
+def _leave(made: Callable[[Tensor], Tensor], module: nn.Module, args: Any, output: Any) -> Any:
+    """Add to what came out of a branch."""
+    found = output[0] if isinstance(output, tuple) else output
+    more = found + made(found).reshape(found.shape)
+    return (more, *output[1:]) if isinstance(output, tuple) else more

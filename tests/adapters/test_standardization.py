@@ -4,7 +4,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
-from fastav.adapters.statistics import TapStandardization
+from fastav.standardization import TapStandardization
 
 
 def taps(batches, widths=(6, 4)):

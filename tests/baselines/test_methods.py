@@ -8,7 +8,7 @@ from fastav import FrozenBackbone
 from fastav.baselines import create_baseline
 from tests.baselines.making import CLIPS, SEGMENTS, WIDTH, built, stirred
 
-pytest.importorskip("timm")
+timm = pytest.importorskip("timm")
 pytest.importorskip("greenlet")
 pytest.importorskip("peft")
 
@@ -49,6 +49,22 @@ def test_naive_by_hand(pair, clips):
     check(model, clips, *last)
 
 
+def test_naive_behind_by_hand(pair, clips):
+    """Each is given what comes out of the attention and of the MLP, before that goes onto the tokens."""
+    model, last = stirred(built("naive", pair, placement="behind")), []
+    for vit, x, behind in zip(pair, clips, (model.beside["visual"], model.beside["audio"]), strict=True):
+        x = stem(vit, x)
+        for block, (first, second) in zip(vit.blocks, behind, strict=True):
+            s = block.attn(block.norm1(x))
+            x = x + (s + first(s))
+            s = block.mlp(block.norm2(x))
+            x = x + (s + second(s))
+        last.append(x)
+    check(model, clips, *last)
+    shapes = [[p.shape for p in built("naive", pair, placement=each).parameters()] for each in ("beside", "behind")]
+    assert shapes[0] == shapes[1]
+
+
 def test_lavish_by_hand(pair, clips):
     """Both modalities through the visual backbone; each adapter is given both as they are before it."""
     model = stirred(built("lavish", pair))
@@ -84,18 +100,23 @@ def test_dgsct_by_hand(pair, clips):
     check(model, clips, v, a, (seen, heard))
 
 
-def test_lora_by_hand(pair, clips):
-    """The same as the frozen backbones with W + (alpha / r) B A in all four maps of each block."""
-    model = stirred(built("lora", pair, rank=2, alpha=6.0))
-    changed = 0
+@pytest.mark.parametrize(
+    ("options", "maps"),
+    [({}, ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]), ({"targets": "attention"}, ["attn.qkv", "attn.proj"])],
+    ids=["all", "attention"],
+)
+def test_lora_by_hand(pair, clips, options, maps):
+    """The same as the frozen backbones with W + (alpha / r) B A in all four maps of each block, or in two."""
+    model = stirred(built("lora", pair, rank=2, alpha=6.0, **options))
+    changed = []
     for vit, live in zip(pair, (model.visual, model.audio), strict=True):
         for name, module in live.module.named_modules():
             if hasattr(module, "lora_A"):
                 a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
                 with torch.no_grad():
                     vit.get_submodule(name).weight.add_(3 * b @ a)
-                changed += 1
-    assert changed == 4 * (3 + 2)
+                changed.append(name)
+    assert changed == [f"blocks.{i}.{name}" for blocks in (3, 2) for i in range(blocks) for name in maps]
     v, a = stem(pair[0], clips[0]), stem(pair[1], clips[1])
     check(model, clips, pair[0].blocks(v), pair[1].blocks(a))
 
@@ -106,9 +127,11 @@ def test_ladder_by_hand(pair, clips):
         x, h = stem(vit, x), None
         for i, block in enumerate(vit.blocks):
             x = block(x)
-            gate, down = torch.sigmoid(ladder.gate[i] / 0.1), ladder.down[i]
+            down = ladder.down[i]
             y = x @ down.weight.T + down.bias
-            y = y if h is None else gate * h + (1 - gate) * y
+            if h is not None:
+                gate = torch.sigmoid(ladder.gate[i - 1] / 0.1)
+                y = gate * h + (1 - gate) * y
             layer = ladder.layers[i]
             z = layer.norm1(y)
             y = y + layer.self_attn(z, z, z, need_weights=False)[0]
@@ -117,26 +140,41 @@ def test_ladder_by_hand(pair, clips):
     check(model, clips, *last)
 
 
+def test_ladder_weighs_every_layer_but_the_first(pair, clips):
+    """There is one gate less than layers, and all learn."""
+    model = stirred(built("ladder", pair)).train()
+    out = model(*clips)
+    (out.visual.square().sum() + out.audio.square().sum()).backward()
+    for ladder, blocks in ((model.beside_visual, 3), (model.beside_audio, 2)):
+        assert ladder.gate.shape == (blocks - 1,)
+        assert (ladder.gate.grad != 0).all()
+
+
 def swin_window(swin, name):
     block = swin.get_submodule(name)
     return block.window_size[0], block.shift_size[0]
 
 
-def test_ladder_follows_the_stages(tiny):
-    """Between stages h is averaged over 2 x 2 places and brought to the new width."""
+@pytest.mark.parametrize("size", [64, 56])
+def test_ladder_follows_the_stages(tiny, size):
+    """Between stages h is averaged and brought to the new width; the last windows of maps of 14 and 7 are not full."""
     torch.manual_seed(0)
-    swin = tiny.swin()
+    swin = timm.create_model(
+        "swinv2_tiny_window8_256", img_size=size, embed_dim=8, depths=[2, 3], num_heads=[2, 2], window_size=4
+    )
     model = create_baseline("ladder", visual=swin, audio=tiny.vit(in_chans=1), ratio=2)
     ladder = stirred(model).beside_visual
     taps = [torch.randn(2, n, d) for n, d in zip(model.visual.tokens, model.visual.widths, strict=True)]
 
     def windowed(i, tokens):
-        side, across = swin_window(swin, model.visual.tap_names[i]), int(tokens.shape[1] ** 0.5)
-        size, shift = side
+        size, shift = swin_window(swin, model.visual.tap_names[i])
+        across = int(tokens.shape[1] ** 0.5)
         maps, out = tokens.view(2, across, across, -1), torch.empty(2, across, across, tokens.shape[2])
         for top in range(0, across, size):
             for left in range(0, across, size):
-                rows, columns = ([(x + k + shift) % across for k in range(size)] for x in (top, left))
+                rows, columns = (
+                    [(x + shift) % across for x in range(start, min(start + size, across))] for start in (top, left)
+                )
                 own = torch.stack([maps[:, r, c] for r in rows for c in columns], 1)
                 done = ladder.layers[i](own)
                 for k, (r, c) in enumerate((r, c) for r in rows for c in columns):
@@ -149,9 +187,9 @@ def test_ladder_follows_the_stages(tiny):
         y = ladder.down[i](taps[i])
         if model.visual.stages[i] != model.visual.stages[i - 1]:
             side = int(taps[i].shape[1] ** 0.5)
-            h = h.view(2, side, 2, side, 2, -1).mean((2, 4)).flatten(1, 2)
+            h = h.view(2, side, 2, side, 2, -1).mean((2, 4)).flatten(1, 2)  # of 2 x 2 places
             h = ladder.across[i](h)
-        gate = torch.sigmoid(ladder.gate[i] / 0.1)
+        gate = torch.sigmoid(ladder.gate[i - 1] / 0.1)
         h = windowed(i, gate * h + (1 - gate) * y)
     torch.testing.assert_close(ladder(taps), h)
 

@@ -31,6 +31,7 @@ class Read:
 
     def __init__(self, backbone, x):
         self.backbone, self.x = backbone, x
+        self.behind = False
         self.blocks = [backbone.module.get_submodule(name) for name in backbone.tap_names]
 
     def run(self, place=None, shift=None):
@@ -40,7 +41,7 @@ class Read:
             self.entries[number, which] = x
             return shift.expand_as(x) if (number, which) == place else torch.zeros_like(x)
 
-        with inserted(self.blocks, added):
+        with inserted(self.blocks, added, behind=self.behind):
             return self.backbone(self.x)
 
 
@@ -78,6 +79,30 @@ def test_what_is_added_beside_the_mlp_comes_out(read):
     before, last = read.run(), len(read.blocks) - 1
     shift = torch.randn_like(read.entries[last, 1][:1, :1])
     after = read.run((last, 1), shift)
+    torch.testing.assert_close(after[last], before[last] + shift, rtol=1e-12, atol=1e-12)
+    for one, other in zip(after[:last], before[:last], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_behind_is_given_what_comes_out_of_each_branch(read):
+    """Which is what the block puts onto what goes into it."""
+    taps = read.run()
+    before = read.entries
+    read.behind = True
+    for one, other in zip(read.run(), taps, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    for number, tap in enumerate(taps):
+        # The tests' own sums are rounded as the blocks' are.
+        torch.testing.assert_close(before[number, 1], before[number, 0] + read.entries[number, 0], rtol=0, atol=0)
+        torch.testing.assert_close(tap, before[number, 1] + read.entries[number, 1], rtol=0, atol=0)
+
+
+def test_what_is_added_behind_goes_onto_the_tokens(read):
+    before, last = read.run(), len(read.blocks) - 1
+    shift = torch.randn_like(read.entries[last, 1][:1, :1])
+    read.behind = True
+    after = read.run((last, 1), shift)
+    # The sum's order is another one.
     torch.testing.assert_close(after[last], before[last] + shift, rtol=1e-12, atol=1e-12)
     for one, other in zip(after[:last], before[:last], strict=True):
         assert torch.equal(one, other)

@@ -7,21 +7,20 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastav.adapters.groups import group_widths
-
 
 class TapStandardization(nn.Module):
     """The affine part of the taps' norm: ``(z - mean) / std * gain + offset`` as one weight and bias a channel.
 
     They are ``distill``'s weight and bias, which a kernel folds into queries and outputs: no standardised tap need ever
-    be written. The statistics are measured by :meth:`measure` over the first training batches and saved with the
-    adapter.
+    be written. The statistics are measured by :meth:`measure` over the first training batches and saved with what reads
+    the taps, an adapter or a baseline's read-out.
 
     All taps' channels stand in one flat vector, tap after tap, so that no number of taps takes more launches.
 
     Args:
         widths: D of each tap.
-        groups: for each tap, the index of the learned affine it uses; taps of one group have one width.
+        groups: for each tap, the index of the learned affine it uses, counted in order of first use; taps of one group
+            have one width.
         norm: the taps' row norm, see :func:`fastav.ops.distill`.
         eps: its epsilon, also added to the variances.
         batches: how many batches to measure.
@@ -39,9 +38,14 @@ class TapStandardization(nn.Module):
     def __init__(self, widths: Sequence[int], groups: Sequence[int], norm: str, eps: float, batches: int) -> None:
         super().__init__()
         self.widths, self.norm, self.eps, self.batches = tuple(widths), norm, eps, batches
-        starts = torch.tensor([0, *group_widths(groups, widths)]).cumsum(0)
-        self.gain = nn.Parameter(torch.ones(int(starts[-1])))
-        self.offset = nn.Parameter(torch.zeros(int(starts[-1])))
+        starts: dict[int, int] = {}
+        size = 0
+        for group, width in zip(groups, widths, strict=True):
+            if group not in starts:
+                starts[group] = size
+                size += width
+        self.gain = nn.Parameter(torch.ones(size))
+        self.offset = nn.Parameter(torch.zeros(size))
         # Where each channel of each tap finds its gain and offset; not needed where every tap has its own.
         spread = torch.cat([starts[g] + torch.arange(w) for g, w in zip(groups, widths, strict=True)])
         self.register_buffer("spread", None if len(set(groups)) == len(groups) else spread, persistent=False)
