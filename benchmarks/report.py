@@ -68,6 +68,7 @@ def write_report(values: Mapping[str, Any], folder: Path, accuracy: Path = ACCUR
     ops = [one for one in found if one.get("kind") == "op"]
     missing = [one for one in values["absences"] if "method" in one]
     where = values["environment"]
+    place = f"{where['device']}, torch {where['torch']}, {where['date']}"
     parts = [f"# What training costs: {where['device']}, {where['date']}"]
     pictures: list[Path] = []
     for batch in dict.fromkeys(one["batch"] for one, _ in methods):
@@ -75,29 +76,32 @@ def write_report(values: Mapping[str, Any], folder: Path, accuracy: Path = ACCUR
         costs = [cost for _, cost in some]
         name = f"costs-{batch.replace(' ', '-')}.png"
         title = f"{some[0][0]['size']}, {costs[0].segments} segments a clip, {_batch(some[0][0])}"
-        draw_costs(costs, folder / name, title)
+        absent = {TITLES[one["method"]]: one["reason"] for one in missing if one["batch"] == batch}
+        draw_costs(costs, folder / name, title, where=place, absent=absent)
         pictures.append(folder / name)
         parts.append(_methods(title, costs, name))
         parts += [f"{TITLES[one['method']]} was not measured: {one['reason']}."
                   for one in missing if one["batch"] == batch]  # fmt: skip
     if scaling:
-        figures.draw_scaling(scaling, folder / "scaling.png")
+        figures.draw_scaling(scaling, folder / "scaling.png", f"{scaling[0]['size']}\n{place}")
         pictures.append(folder / "scaling.png")
         parts.append(f"## How a step grows\n\n![scaling](scaling.png)\n\n{_scaling(scaling)}")
     batches = {one["batch"] for one, _ in methods}
     parts += [f"{TITLES[one['method']]}, {one['batch']}, was not measured: {one['reason']}."
               for one in missing if one["batch"] not in batches]  # fmt: skip
     if any(one["operations"] for one in ops):
-        figures.draw_roofline(ops, values["copy bandwidth"], values["matmul rate"], folder / "roofline.png")
+        figures.draw_roofline(ops, values["copy bandwidth"], values["matmul rate"], folder / "roofline.png", place)
         pictures.append(folder / "roofline.png")
     if ops:
         parts.append(_ops(ops, values["copy bandwidth"], values["matmul rate"]))
-        told = [f"{one['case']} by {one['by']} was not timed: {one['reason']}."
-                for one in values["absences"] if "case" in one]  # fmt: skip
-        parts += dict.fromkeys(told)  # both directions say the same
+        untimed = [f"{one['case']} by {one['by']} was not timed: {one['reason']}."
+                   for one in values["absences"] if "case" in one]  # fmt: skip
+        parts += dict.fromkeys(untimed)  # both directions say the same
     if accuracy.is_file():
         told = json.loads(accuracy.read_text())
-        figures.draw_accuracy(told["methods"], folder / "accuracy.png")
+        figures.draw_accuracy(
+            told["methods"], told["without cost"], folder / "accuracy.png", "Localisation on composed clips, test split"
+        )
         pictures.append(folder / "accuracy.png")
         parts.append(f"## Accuracy beside memory\n\n![accuracy](accuracy.png)\n\n{told['notes']}")
     parts.append("## Where\n\n" + aligned(("", "what"), list(where.items()), markdown=True))
@@ -154,10 +158,11 @@ def _scaling(points: Sequence[Mapping[str, Any]]) -> str:
             f"{one['peak'] / 1e6:.1f}",
             f"{one['step'] * 1e3:.0f}",
             f"{one['over frozen']:.2f}",
+            "{:.2f} ... {:.2f}".format(*one["quartiles"]),
         )
         for one in points
     ]
-    head = ("method", "grows", "to", "saved MB", "peak MB", "step ms", "of frozen")
+    head = ("method", "grows", "to", "saved MB", "peak MB", "step ms", "of frozen", "quartiles")
     return aligned(head, rows, markdown=True)
 
 

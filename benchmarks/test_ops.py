@@ -54,6 +54,7 @@ def test_op(benchmark, machine, absent, case, contender, direction):
             "kind": "op",
             "case": case,
             "by": contender,
+            "dtype": str(workload.case.taps).removeprefix("torch."),
             "direction": direction,
             "bytes": moved,
             "operations": operations(workload.case, "forward" if direction == "forward" else "both"),

@@ -10,10 +10,10 @@ from fastav.cost import OURS, Step, build_step, frozen_forward
 from fastav.cost.timing import Spread, clock, timed
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-ROUNDS = 3
+ROUNDS = 5
 AXES = {
     "clips": (1, 2, 4),
-    "segments": (1, 3, 6),
+    "segments": (1, 5, 10),
     "query tokens": (1, 4, 16),
     "last blocks of each backbone": (1, 4, 12),
 }
@@ -48,6 +48,7 @@ def test_scaling(benchmark, size, pair, absent, method, axis, value):
         found = {"saved": sum(step.saved().values()), "peak": step.peak().bytes}
     except torch.cuda.OutOfMemoryError:
         absent("it does not fit into the device's memory", method=method, batch=f"{value} {axis}")
+    ratio = Spread.of([a / b for a, b in pairs])
     benchmark.group = f"scaling with {axis}"
     benchmark.extra_info |= {
         "kind": "scaling",
@@ -57,6 +58,7 @@ def test_scaling(benchmark, size, pair, absent, method, axis, value):
         "value": value,
         **found,
         "step": Spread.of([a for a, _ in pairs]).median,
-        "over frozen": Spread.of([a / b for a, b in pairs]).median,
+        "over frozen": ratio.median,
+        "quartiles": (ratio.low, ratio.high),
     }
     gc.collect()

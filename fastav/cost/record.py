@@ -72,7 +72,9 @@ class Record:
         (self.folder / "costs.json").write_text(json.dumps(values, indent=1) + "\n")
         for batch in self.batches:
             if batch.costs:
-                draw_costs(batch.costs, self.folder / f"{batch.name}.png", f"{self.title}, {batch.words}")
+                absent = {TITLES[one.method]: one.reason for one in batch.absences}
+                path, title = self.folder / f"{batch.name}.png", f"{self.title}, {batch.words}"
+                draw_costs(batch.costs, path, title, where=self.where, absent=absent)
 
 
 @dataclass

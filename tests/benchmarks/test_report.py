@@ -4,11 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 
-from benchmarks import report
+from benchmarks import figures, report
 from tests.cost.test_measure import GIVEN, cells
 
 ROOT = Path(__file__).parents[2]
@@ -22,25 +23,26 @@ def values():
     peer["peak"] = {"bytes": 49_200_000, "reserved": None}
     scaling = {
         "kind": "scaling",
+        "size": "small pair",
         "method": "mettle",
         "axis": "clips",
         "saved": 1_000_000,
         "peak": 3_400_000,
         "step": 0.2,
     }
-    op = {"kind": "op", "case": "distill", "by": "ours", "direction": "forward", "operations": 4e6, "bytes": 1e6,
-          "GB/s": 0.5, "share of copy bandwidth": 0.25}  # fmt: skip
+    op = {"kind": "op", "case": "distill", "by": "ours", "dtype": "float32", "direction": "forward",
+          "operations": 4e6, "bytes": 1e6, "GB/s": 0.5, "share of copy bandwidth": 0.25}  # fmt: skip
     infos = [
         own,
         peer,
         {**own, "batch": "largest"},
-        {**scaling, "value": 1, "over frozen": 1.1},
-        {**scaling, "value": 2, "over frozen": 1.2},
+        {**scaling, "value": 1, "over frozen": 1.1, "quartiles": [1.0, 1.25]},
+        {**scaling, "value": 2, "over frozen": 1.2, "quartiles": [1.1, 1.3]},
         op,
     ]
     return {
         "benchmarks": [{"extra_info": info, "stats": STATS} for info in infos],
-        "environment": {"device": "Some CPU", "date": "2031-02-03 04:05 UTC"},
+        "environment": {"device": "Some CPU", "torch": "9.9", "date": "2031-02-03 04:05 UTC"},
         "absences": [
             {"method": "lavish", "batch": "largest", "reason": "not even one clip fits"},
             {"method": "lavish", "batch": "4 clips", "reason": "it is too large"},
@@ -54,7 +56,9 @@ def values():
 def accuracy(tmp_path):
     one = {"method": "mettle", "title": "Mettle", "accuracy": 71.0, "deviation": 1.0, "saved": 4e6}
     path = tmp_path / "accuracy.json"
-    path.write_text(json.dumps({"methods": [one, {**one, "method": "lavish"}], "notes": "Measured somewhere."}))
+    others = [{"title": "mean-pooled", "accuracy": 64.0}]
+    told = {"methods": [one, {**one, "method": "lavish"}], "without cost": others, "notes": "Measured somewhere."}
+    path.write_text(json.dumps(told))
     return path
 
 
@@ -71,10 +75,32 @@ def test_report_holds_the_figures(tmp_path, accuracy):
     assert "LAVISH, 4 clips, was not measured: it is too large." in text
     # 5 MB of 50 MB, 12.3 of 49.2 MB, and as long.
     assert cells(text, "Mettle", "LAVISH") == ["Mettle", "LAVISH", "0.100", "0.250", "1.000"]
-    assert cells(text, "Mettle", "clips", "2") == ["Mettle", "clips", "2", "1.0", "3.4", "200", "1.20"]
+    assert cells(text, "Mettle", "clips", "2") == ["Mettle", "clips", "2", "1.0", "3.4", "200", "1.20", "1.10 ... 1.30"]
     assert cells(text, "distill") == ["distill", "forward", "ours", "2.00 ms", "100.0 us", "0.5", "0.25"]
     assert "Measured somewhere." in text
     assert all(name in text for name in names[1:])
+
+
+def test_no_label_lies_on_another_or_on_a_point(tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    extent = pytest.importorskip("matplotlib.text").Text.get_window_extent  # an annotation's own holds its line too
+    drawn = []
+    monkeypatch.setattr(figure, "savefig", lambda self, path: drawn.append(self))
+    saved = (9, 6, 20, 150, 170, 175, 180, 190)
+    names = ("Mettle", "MoLT", "ladder side tuning", "LoRA", "naive adapters", "LAVISH", "DG-SCT", "full fine-tuning")
+    methods = [
+        {"method": name.lower(), "title": name, "accuracy": 66 + number % 3, "deviation": 1.0, "saved": size * 1e6}
+        for number, (name, size) in enumerate(zip(names, saved, strict=True))
+    ]
+    figures.draw_accuracy(methods, [], tmp_path / "a.png", "title")
+    panel = drawn[0].axes[0]
+    drawn[0].draw_without_rendering()
+    boxes = {text.get_text(): extent(text) for text in panel.texts}
+    assert sorted(boxes) == sorted(names)
+    assert [a for a, b in combinations(boxes, 2) if boxes[a].overlaps(boxes[b])] == []
+    points = [panel.transData.transform((one["saved"] / 1e6, one["accuracy"])) for one in methods]
+    assert [name for name, box in boxes.items() if box.count_contains(points)] == []
+    assert all(panel.bbox.contains(*corner) for box in boxes.values() for corner in box.corners())
 
 
 def test_report_goes_without_what_was_not_run(tmp_path):

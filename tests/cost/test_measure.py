@@ -97,9 +97,17 @@ def test_pictures_show_a_clips_share(tmp_path, monkeypatch):
     drawn = []
     save = figures.Figure.savefig
     monkeypatch.setattr(figures.Figure, "savefig", lambda self, path: (drawn.append(self), save(self, path)))
-    draw_costs([GIVEN, replace(GIVEN, method="molt", clips=1)], tmp_path / "costs.png", "title")
+    costs = [GIVEN, replace(GIVEN, method="molt", clips=1)]
+    draw_costs(costs, tmp_path / "costs.png", "title", where="here", absent={"LAVISH": "it was tired"})
+    assert drawn[0].get_suptitle() == "title\nhere"
     memory, time = drawn[0].axes
-    assert [label.get_text() for label in memory.get_yticklabels()] == ["Mettle, 2 clips", "MoLT, 1 clip"]
+    assert [label.get_text() for label in memory.get_yticklabels()] == ["Mettle, 2 clips", "MoLT, 1 clip", "LAVISH"]
+    assert [text.get_text() for text in memory.texts] == [
+        "2.5, peak 6.15",
+        "5, peak 12.3",
+        "  not measured: it was tired",
+    ]
+    assert [text.get_text() for text in time.texts] == ["50", "100"]
     widths = [bar.get_width() for bar in memory.patches]
     assert widths[:2] == [1.5, 3.0]  # taps, in MB a clip
     assert sum(bar.get_width() for bar in time.patches[::2]) == pytest.approx(50.0)
