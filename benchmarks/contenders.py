@@ -13,6 +13,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 from unittest.mock import patch
 
@@ -167,6 +168,10 @@ def block_diagonal(op: str) -> Contender:
     except (ImportError, RuntimeError, OSError) as error:
         raise UnavailableError(f"xformers cannot be imported: {str(error).splitlines()[0]}") from error
 
+    @cache  # it is the same in every step of a training
+    def masked(queries: tuple[int, ...], keys: tuple[int, ...]) -> Any:
+        return masks.BlockDiagonalMask.from_seqlens(queries, keys)
+
     def run(taps, queries, *, weight, bias, key_mask, scale, norm, eps) -> list[Tensor]:
         groups: dict[int, list[int]] = defaultdict(list)
         for i, x in enumerate(taps):
@@ -177,8 +182,8 @@ def block_diagonal(op: str) -> Contender:
             q, k = (
                 torch.cat([t.flatten(0, 1) for t in ts])[None, :, None] for ts in (rows, [keys[i] for i in members])
             )
-            mask = masks.BlockDiagonalMask.from_seqlens(
-                [r.shape[1] for r in rows for _ in r], [taps[i].shape[1] for i in members for _ in taps[i]]
+            mask = masked(
+                tuple(r.shape[1] for r in rows for _ in r), tuple(taps[i].shape[1] for i in members for _ in taps[i])
             )
             try:
                 found = attention.memory_efficient_attention(q, k, k, attn_bias=mask, scale=scale)

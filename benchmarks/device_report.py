@@ -51,6 +51,7 @@ class Report:
         parts = [f"# {self.environment['device']}, {self.environment['date']}"]
         parts.append(aligned(("", "what"), list(self.environment.items()), markdown=True))
         parts.append(f"A copy moves {self.bandwidth / 1e9:.1f} GB/s, read and written, in this run.")
+        parts.append("Times are the device's own, but for those marked (host): there it waited for the host.")
         checks = [(o.name, o.status, o.detail.splitlines()[0], f"{o.seconds:.1f}") for o in self.outcomes]
         parts.append("## Checks\n\n" + aligned(("check", "", "detail", "s"), checks, markdown=True))
         for case in dict.fromkeys(figure.case for figure in self.figures):
@@ -91,7 +92,7 @@ def _figures(figures: Sequence[Figure]) -> str:
     """Times of one call, by whom, with how many times as long as fastav each takes."""
     ours = {f.direction: f.spread.median for f in figures if f.contender == "ours"}
     rows = [
-        (f.contender, f.direction, duration(f.spread.median), duration(f.spread.iqr), f"{f.gigabytes:.1f}",
+        (f.contender, f.direction, _marked(f.spread), duration(f.spread.iqr), f"{f.gigabytes:.1f}",
          f"{f.share:.2f}", f"{f.spread.median / ours[f.direction]:.2f} x" if f.direction in ours else "-")
         for f in figures
     ]  # fmt: skip
@@ -102,13 +103,18 @@ def _spreads(spreads: dict[str, Spread], unit: str) -> str:
     rows = [
         (
             name,
-            duration(s.median),
+            _marked(s),
             duration(s.iqr),
             f"{s.median / spreads[unit].median:.2f} x" if unit in spreads else "-",
         )
         for name, s in spreads.items()
     ]
     return aligned(("", "median", "IQR", f"of {unit}"), rows, markdown=True)
+
+
+def _marked(spread: Spread) -> str:
+    """The median, with a mark if most rounds hold the host's time too."""
+    return duration(spread.median) + (" (host)" if 2 * spread.late > spread.rounds else "")
 
 
 def duration(seconds: float) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from fastav.cost.room import give_back, lacks_room
 def largest_batch(step: Callable[[int], Callable[[], Any]], device: torch.device, memory: int | None) -> int:
     """How many clips fit, to within an eighth: by the line through two that do, else by doubling, then by halving.
 
+    What fails for another reason than memory, where fewer clips do not, counts as too many, with a warning: some
+    operators cannot address as many elements as a large GPU has room for.
+
     Args:
         step: makes a training step for a number of clips.
         device: where.
@@ -24,7 +28,13 @@ def largest_batch(step: Callable[[int], Callable[[], Any]], device: torch.device
     """
 
     def weigh(clips: int) -> int | None:
-        found = _peak(step, clips, device)
+        try:
+            found = _peak(step, clips, device)
+        except RuntimeError as error:
+            if not fits:
+                raise
+            warnings.warn(f"{clips} clips count as too many: {error}", stacklevel=2)
+            found = None
         give_back()  # not in _peak, whose frame holds the step
         return found if found is not None and (memory is None or found <= memory) else None
 
@@ -43,13 +53,27 @@ def largest_batch(step: Callable[[int], Callable[[], Any]], device: torch.device
     return fits
 
 
+def fewer(clips: int) -> Iterator[int]:
+    """So many clips, then an eighth fewer each time: one step may fit where many with what is between them do not."""
+    while clips:
+        yield clips
+        clips -= max(1, clips // 8)
+
+
 def _peak(step: Callable[[int], Callable[[], Any]], clips: int, device: torch.device) -> int | None:
-    """Bytes; None if the device has not as many."""
+    """Bytes; None if the device has not as many, or only by asking for them again and again, which takes time."""
     try:
         run = step(clips)
         run()
-        return peak(run, device).bytes
+        before = _retries(device)
+        found = peak(run, device).bytes
+        return found if _retries(device) == before else None
     except Exception as error:
         if lacks_room(error):
             return None
         raise
+
+
+def _retries(device: torch.device) -> int:
+    """How often PyTorch's allocator had to give back everything to find room; never on a CPU."""
+    return torch.cuda.memory_stats(device)["num_alloc_retries"] if device.type == "cuda" else 0

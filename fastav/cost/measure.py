@@ -15,6 +15,7 @@ from fastav.cost.energy import energy_counter
 from fastav.cost.memory import Peak
 from fastav.cost.step import Step
 from fastav.cost.timing import Spread, timed
+from fastav.ops._backends import serving
 
 #: Rounds before those that count: in the first one adapters measure their taps' statistics.
 WARM_UP = 1
@@ -46,6 +47,7 @@ class Cost:
         forward_peak: of forward alone.
         joules: of a step, whatever else runs on the device included; None where nothing counts them.
         no_joules: why not.
+        ops: the backends that served fastav's own ops; empty for methods that call none.
     """
 
     method: str
@@ -66,6 +68,7 @@ class Cost:
     forward_peak: Peak
     joules: float | None = None
     no_joules: str = ""
+    ops: str = ""
 
     @property
     def saved_bytes(self) -> int:
@@ -138,13 +141,14 @@ def measure_cost(
     """
     check_rounds(rounds)
     times, parts = [], []
-    for number in range(WARM_UP + rounds):
-        of_frozen, of_parts = timed(frozen, step.device), step.parts()
-        with step.inference() as infer:
-            of_forward = timed(infer, step.device)
-        if number >= WARM_UP:
-            parts.append(of_parts)
-            times.append((of_frozen, sum(of_parts.values()), of_forward))
+    with serving() as served:
+        for number in range(WARM_UP + rounds):
+            of_frozen, of_parts = timed(frozen, step.device), step.parts()
+            with step.inference() as infer:
+                of_forward = timed(infer, step.device)
+            if number >= WARM_UP:
+                parts.append(of_parts)
+                times.append((of_frozen, sum(of_parts.values()), of_forward))
     frozen_times, steps, forwards = zip(*times, strict=True)
     joules, no_joules = _joules(step)
     head = sum(p.numel() for p in step.task.parameters())
@@ -167,6 +171,7 @@ def measure_cost(
         forward_peak=step.forward_peak(),
         joules=joules,
         no_joules=no_joules,
+        ops=", ".join(sorted(served)),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fastav.cost.largest import largest_batch
+from fastav.cost.largest import fewer, largest_batch
 from fastav.cost.measure import Cost, check_rounds, frozen_forward, measure_cost
 from fastav.cost.methods import build_step
 from fastav.cost.proof import check
@@ -118,12 +118,17 @@ def profile_largest(
 
         def measure(name: str = cost.method, build: Callable[..., Step] = build, known: Cost = cost) -> Cost | Absence:
             clips = largest_batch(lambda count: build(inputs(count)), next(visual.parameters()).device, memory)
-            if not clips:
-                return Absence(name, f"not even one clip fits into {room(memory)}")
-            given = inputs(clips)
-            frozen = frozen_forward(visual, audio, given, audio_layout, chunks)
             reached = {"reached": known.reached, "blocks": known.blocks}
-            return measure_cost(name, build(given), frozen, reached=reached, rounds=rounds)
+            for count in fewer(clips):
+                given = inputs(count)
+                frozen = frozen_forward(visual, audio, given, audio_layout, chunks)
+                try:
+                    return measure_cost(name, build(given), frozen, reached=reached, rounds=rounds)
+                except Exception as error:
+                    if not lacks_room(error):
+                        raise
+                give_back()
+            return Absence(name, f"not even one clip fits into {room(memory)}")
 
         yield _or_absent(cost.method, measure, "its largest batch does")
 

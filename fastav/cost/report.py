@@ -96,9 +96,11 @@ def parts_table(costs: Sequence[Cost], *, markdown: bool = False) -> str:
 
 
 def notes(costs: Sequence[Cost]) -> list[str]:
-    """Why columns are missing."""
+    """By what fastav's ops were served, and why columns are missing."""
+    ops = sorted({cost.ops for cost in costs if cost.ops})
+    served = [f"fastav's own ops by {' or '.join(ops)}."] if ops else []
     why = {cost.no_joules for cost in costs} - {""}
-    return [f"Energy: {'; '.join(sorted(why))}."] if why else []
+    return served + ([f"Energy: {'; '.join(sorted(why))}."] if why else [])
 
 
 def draw_costs(

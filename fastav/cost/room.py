@@ -6,12 +6,16 @@ import gc
 
 import torch
 
+#: What libraries say when the device's memory is exhausted, where PyTorch has no class of error for it: its own
+#: allocator on a CPU; on a GPU the driver, cuBLAS, cuDNN and Triton, which ask past PyTorch's allocator.
+_EXHAUSTED = ("DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED")
+
 
 def lacks_room(error: BaseException) -> bool:
-    """Whether an error says that memory is exhausted: a GPU's, or the CPU's, for which PyTorch has no class."""
+    """Whether an error says that memory is exhausted, a GPU's or the CPU's."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _EXHAUSTED)
 
 
 def give_back() -> None:

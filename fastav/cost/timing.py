@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -13,18 +14,27 @@ import torch
 
 @dataclass(frozen=True)
 class Spread:
-    """Median and quartiles of some times, in seconds, or of their ratios."""
+    """Median and quartiles of some times, in seconds, or of their ratios.
+
+    Attributes:
+        median: of all.
+        low: the lower quartile.
+        high: the upper quartile.
+        rounds: how many times.
+        late: in how many of them the device had to wait for the host, so that the host's time is in them.
+    """
 
     median: float
     low: float
     high: float
     rounds: int
+    late: int = 0
 
     @classmethod
-    def of(cls, times: Sequence[float]) -> Spread:
+    def of(cls, times: Sequence[float], late: int = 0) -> Spread:
         """The spread of at least two times."""
         low, median, high = statistics.quantiles(times, n=4, method="inclusive")
-        return cls(median, low, high, len(times))
+        return cls(median, low, high, len(times), late)
 
     @property
     def iqr(self) -> float:
@@ -92,11 +102,17 @@ class Marks:
 def measure(calls: Sequence[Callable[[], Any]], device: torch.device, rounds: int, *, warm: int = 3) -> Spread:
     """Time the calls in turn, one at a time.
 
-    On a GPU each is queued behind a wait of the device, so that the host is ahead of it and only the device's own time
-    counts; the time that the host needs is what a benchmark of wall time shows.
+    On a GPU each is queued behind a wait of the device that is longer than the host needs, so that only the device's
+    own time counts; the time that the host needs is what a benchmark of wall time shows. Rounds in which the device
+    came to the call before the host had queued all of it are told: a call that waits for the device is always late.
     """
+    hosts = []
     for i in range(max(warm, len(calls))):
+        began = time.perf_counter()
         calls[i % len(calls)]()
+        hosts.append(time.perf_counter() - began)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # or a full queue would let the host wait
     if device.type != "cuda":
         times = []
         for i in range(rounds):
@@ -104,17 +120,32 @@ def measure(calls: Sequence[Callable[[], Any]], device: torch.device, rounds: in
             calls[i % len(calls)]()
             times.append(time.perf_counter() - began)
         return Spread.of(times)
-    events = []
+    # Twice what the host needed, and a millisecond; the later half of the calls, as the first ones compile.
+    ahead = int((1e-3 + 2 * statistics.median(hosts[len(hosts) // 2 :])) * _cycles_a_second(device))
+    events, late = [], 0
     for i in range(rounds):
         torch.cuda.synchronize(device)
-        torch.cuda._sleep(2_000_000)  # clock cycles: about a millisecond
+        torch.cuda._sleep(ahead)
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         calls[i % len(calls)]()
         end.record()
+        late += start.query()
         events.append((start, end))
     torch.cuda.synchronize(device)
-    return Spread.of([start.elapsed_time(end) / 1e3 for start, end in events])
+    return Spread.of([start.elapsed_time(end) / 1e3 for start, end in events], late)
+
+
+@functools.cache
+def _cycles_a_second(device: torch.device) -> float:
+    """How fast the device counts down a wait."""
+    torch.cuda._sleep(1_000_000)  # wakes it up
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    torch.cuda._sleep(10_000_000)
+    end.record()
+    torch.cuda.synchronize(device)
+    return 10_000_000 / (start.elapsed_time(end) / 1e3)
 
 
 def timed(call: Callable[[], Any], device: torch.device) -> float:

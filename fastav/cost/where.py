@@ -5,11 +5,16 @@ from __future__ import annotations
 import datetime
 import platform
 import re
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 
 import torch
 
 import fastav
+
+#: Whose versions figures depend on, beside PyTorch's and fastav's.
+_PACKAGES = ("triton", "timm", "transformers", "peft")
 
 
 def device_name(device: torch.device) -> str:
@@ -25,4 +30,13 @@ def where(device: torch.device) -> str:
     """Device, versions and date."""
     threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
-    return f"{device_name(device)}{threads}, torch {torch.__version__}, fastav {fastav.__version__}, {date}"
+    versions = [f"torch {torch.__version__}", *_versions(), f"fastav {fastav.__version__}"]
+    return f"{device_name(device)}{threads}, {', '.join(versions)}, {date}"
+
+
+def _versions() -> list[str]:
+    found = []
+    for name in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found.append(f"{name} {metadata.version(name)}")
+    return found

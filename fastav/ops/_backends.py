@@ -138,6 +138,7 @@ class _Triton(_Backend):
 _BACKENDS: dict[str, _Backend] = {"triton": _Triton(), "native": _Native(), "reference": _Reference()}
 
 _chosen: str | None = None
+_served: set[str] = set()
 
 
 def backends() -> dict[str, BackendStatus]:
@@ -172,6 +173,18 @@ def using(name: str) -> Iterator[None]:
         _chosen = before
 
 
+@contextmanager
+def serving() -> Iterator[set[str]]:
+    """The names of the backends that serve calls meanwhile; not to be nested."""
+    global _served
+    found: set[str] = set()
+    _served = found
+    try:
+        yield found
+    finally:
+        _served = set()
+
+
 def implementation(function: str, device: torch.device, tensors: dict[str, Any]) -> Callable:
     """The ``function`` (``"distill_forward"``, ``"distill_backward"``, ...) that serves these lists on ``device``.
 
@@ -189,6 +202,7 @@ def implementation(function: str, device: torch.device, tensors: dict[str, Any])
             f"{function}: the chosen backend {name!r} does not serve this call: {refusal}; change the call or "
             f"choose fastav.set_backend('auto')"
         )
+    _served.add(name)
     return getattr(_BACKENDS[name].functions, function)
 
 

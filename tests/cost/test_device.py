@@ -5,12 +5,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastav.cost import energy
+from fastav.cost import energy, timing
 from fastav.cost.memory import Peak, peak
 from fastav.cost.profile import write_snapshot
-from fastav.cost.timing import Marks, clock, timed
+from fastav.cost.timing import Marks, Spread, clock, measure, timed
 
 GPU = torch.device("cuda", 0)
+CYCLES_A_MILLISECOND = 2_000_000
 
 
 class Event:
@@ -19,12 +20,15 @@ class Event:
     def __init__(self, device):
         self.device, self.at = device, None
 
-    def record(self, stream):
+    def record(self, stream="current"):
         assert stream == "current"
         self.device.queue.append(self)
 
     def synchronize(self):
         self.device.wait()
+
+    def query(self):
+        return self.at is not None
 
     def elapsed_time(self, later):
         assert None not in (self.at, later.at), "an event that has not happened yet"
@@ -40,7 +44,7 @@ class Device:
     def __init__(self, monkeypatch):
         self.queue, self.now, self.waits = [], 0.0, 0
         self.allocated = self.highest = 100
-        self.calls = []
+        self.calls, self.retries = [], 0
 
         for name, stand_in in {
             "Event": lambda enable_timing: Event(self),
@@ -49,10 +53,12 @@ class Device:
             "empty_cache": lambda: self.calls.append("empty_cache"),
             "reset_peak_memory_stats": self.reset,
             "memory_stats": lambda device: {
+                "num_alloc_retries": self.retries,
                 "active_bytes.all.current": self.allocated,
                 "active_bytes.all.peak": self.highest,
             },
             "max_memory_reserved": lambda device: 4096,
+            "_sleep": lambda cycles: self.work(cycles / CYCLES_A_MILLISECOND),
         }.items():
             monkeypatch.setattr(torch.cuda, name, stand_in)
 
@@ -83,6 +89,24 @@ def gpu(monkeypatch):
 def test_a_call_is_timed_without_what_was_queued_before_it(gpu):
     gpu.work(50)
     assert timed(lambda: gpu.work(7), GPU) == pytest.approx(7e-3)
+
+
+def test_only_the_device_is_timed_and_rounds_with_the_host_in_them_are_told(gpu, monkeypatch):
+    host = iter(0.5 * count for count in range(100))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(host))  # each call takes the host half a second
+    timing._cycles_a_second.cache_clear()
+    ahead = []
+    sleep = torch.cuda._sleep
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: (ahead.append(cycles), sleep(cycles)))
+    assert measure([lambda: gpu.work(7)], GPU, 3) == Spread(*[pytest.approx(7e-3)] * 3, rounds=3, late=0)
+    assert ahead[-3:] == [pytest.approx(1.001 * 1e3 * CYCLES_A_MILLISECOND)] * 3  # twice the half second, and 1 ms
+
+    def waiting():
+        gpu.work(3)
+        gpu.wait()
+
+    assert measure([waiting], GPU, 4).late == 4
+    timing._cycles_a_second.cache_clear()
 
 
 def test_the_clock_of_a_gpu_adds_up(gpu):

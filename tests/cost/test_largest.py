@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fastav.cost import Peak
-from fastav.cost.largest import largest_batch
+from fastav.cost.largest import fewer, largest_batch
+from fastav.cost.room import lacks_room
 
 CPU = torch.device("cpu")
 
@@ -74,12 +75,56 @@ def test_memory_that_a_cpu_does_not_have_does_not_fit():
     assert largest_batch(make, CPU, None) == 1
 
 
+#: As cuBLAS, the driver and Triton say it.
+GPU_MESSAGES = [
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+    "Triton Error [CUDA]: out of memory",
+]
+
+
+@pytest.mark.parametrize("message", GPU_MESSAGES)
+def test_libraries_that_ask_past_the_allocator_lack_room_too(message):
+    assert lacks_room(RuntimeError(message))
+    assert not lacks_room(ValueError(message))
+    assert not lacks_room(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
 def test_other_errors_are_no_lack_of_memory(monkeypatch):
     def peak_of(clips):
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
         search(monkeypatch, peak_of, None)
+
+
+def test_what_fails_where_fewer_do_not_is_too_many_and_told(monkeypatch):
+    def peak_of(clips):
+        if clips > 5:
+            raise RuntimeError("index is out of 32 bits")
+        return Peak(1)
+
+    with pytest.warns(UserWarning, match="8 clips count as too many: index is out of 32 bits"):
+        assert search(monkeypatch, peak_of, None)[0] == 5
+
+
+def test_a_batch_for_which_the_allocator_gives_back_everything_does_not_fit(monkeypatch):
+    retries = [0]
+
+    def make(clips):
+        def step():
+            retries[0] += clips > 5
+
+        return step
+
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {"num_alloc_retries": retries[0]})
+    monkeypatch.setattr("fastav.cost.largest.peak", lambda run, device: (run(), Peak(1))[1])
+    assert largest_batch(make, torch.device("cuda", 0), None) == 5
+
+
+def test_an_eighth_fewer_each_time_down_to_one():
+    assert list(fewer(20)) == [20, 18, 16, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1]
+    assert list(fewer(0)) == []
 
 
 def test_memory_is_freed_when_the_step_is_gone(monkeypatch):

@@ -8,7 +8,8 @@ import torch
 
 from fastav.cost import Cost, Peak, Spread, build_step, check, frozen_forward, measure_cost, random_inputs
 from fastav.cost.profile import Absence, profile
-from fastav.cost.report import cost_table, draw_costs, parts_table
+from fastav.cost.report import cost_table, draw_costs, notes, parts_table
+from fastav.ops._backends import using
 
 PARTS = {"backbones": 0.07, "side branch": 0.02, "head": 0.001, "backward": 0.008, "update": 0.001}
 GIVEN = Cost(
@@ -40,7 +41,10 @@ def test_measured_costs_are_consistent_and_go_to_json_and_back(pair):
     pytest.importorskip("timm")
     inputs = random_inputs(*pair, clips=2, segments=3)
     step = build_step("mettle", *pair, inputs)
-    cost = measure_cost("mettle", step, frozen_forward(*pair, inputs), reached=check(step), rounds=3)
+    with using("reference"):
+        cost = measure_cost("mettle", step, frozen_forward(*pair, inputs), reached=check(step), rounds=3)
+    assert cost.ops == "reference"
+    assert notes([cost])[0] == "fastav's own ops by reference."
     assert (cost.clips, cost.segments, cost.reached, cost.blocks) == (2, 3, 0, 5)
     head = sum(p.numel() for p in step.task.parameters())
     assert (cost.trainable + cost.head, cost.head, cost.total) == (step.trainable, head, step.total)

@@ -120,6 +120,25 @@ def test_so_they_have_with_the_largest_batch(pair, monkeypatch):
     assert seen == [("mettle", 8)]
 
 
+def test_a_largest_batch_that_does_not_fit_once_more_is_measured_smaller(pair, monkeypatch):
+    tried = []
+
+    def measure_cost(name, step, frozen, **options):
+        tried.append(step.clips)
+        if step.clips > 2:
+            raise torch.OutOfMemoryError
+        return GIVEN
+
+    monkeypatch.setattr(profile, "measure_cost", measure_cost)
+    monkeypatch.setattr("fastav.cost.largest._peak", lambda step, clips, device: clips if clips <= 4 else None)
+
+    def make(clips):
+        return random_inputs(*pair, clips=clips, segments=2)
+
+    assert list(profile_largest([GIVEN], *pair, make, None)) == [GIVEN]
+    assert tried == [4, 3, 2]
+
+
 def test_half_a_snapshot_is_no_file(tmp_path, monkeypatch):
     path = tmp_path / "memory.pickle"
 
