@@ -11,6 +11,7 @@ from benchmarks.environment import environment
 from benchmarks.pairs import build, size_for
 from benchmarks.report import write_report
 from benchmarks.timing import copy_bandwidth, matmul_rate
+from fastav.cost.room import give_back
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 MACHINE = pytest.StashKey[dict]()
@@ -56,6 +57,12 @@ def machine(pytestconfig):
     found["copy bandwidth"] = copy_bandwidth(DEVICE)
     found["matmul rate"] = matmul_rate(DEVICE)
     return found
+
+
+@pytest.fixture(autouse=True)
+def room():
+    """Give back what an earlier test held, also one that was broken off."""
+    give_back()
 
 
 @pytest.fixture

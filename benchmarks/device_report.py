@@ -92,7 +92,7 @@ def _figures(figures: Sequence[Figure]) -> str:
     """Times of one call, by whom, with how many times as long as fastav each takes."""
     ours = {f.direction: f.spread.median for f in figures if f.contender == "ours"}
     rows = [
-        (f.contender, f.direction, _marked(f.spread), duration(f.spread.iqr), f"{f.gigabytes:.1f}",
+        (f.contender, f.direction, marked(f.spread), duration(f.spread.iqr), f"{f.gigabytes:.1f}",
          f"{f.share:.2f}", f"{f.spread.median / ours[f.direction]:.2f} x" if f.direction in ours else "-")
         for f in figures
     ]  # fmt: skip
@@ -103,7 +103,7 @@ def _spreads(spreads: dict[str, Spread], unit: str) -> str:
     rows = [
         (
             name,
-            _marked(s),
+            marked(s),
             duration(s.iqr),
             f"{s.median / spreads[unit].median:.2f} x" if unit in spreads else "-",
         )
@@ -112,7 +112,7 @@ def _spreads(spreads: dict[str, Spread], unit: str) -> str:
     return aligned(("", "median", "IQR", f"of {unit}"), rows, markdown=True)
 
 
-def _marked(spread: Spread) -> str:
+def marked(spread: Spread) -> str:
     """The median, with a mark if most rounds hold the host's time too."""
     return duration(spread.median) + (" (host)" if 2 * spread.late > spread.rounds else "")
 

@@ -76,9 +76,9 @@ def _version(module: str) -> str:
 def _clocks(device: torch.device) -> dict[str, str]:
     """What the driver says of itself and of the clocks at this moment."""
     if shutil.which("nvidia-smi"):
-        index = str(device.index or 0)
+        this = f"GPU-{torch.cuda.get_device_properties(device).uuid}"  # its number may be another one there
         try:
-            line = _run("nvidia-smi", "-i", index, f"--query-gpu={','.join(NVIDIA)}", "--format=csv,noheader")
+            line = _run("nvidia-smi", "-i", this, f"--query-gpu={','.join(NVIDIA)}", "--format=csv,noheader")
             return dict(zip(NVIDIA, (word.strip() for word in line.split(",")), strict=True))
         except (OSError, subprocess.CalledProcessError, ValueError) as error:
             return {"clocks": f"nvidia-smi does not tell: {error}"}

@@ -91,7 +91,7 @@ def draw_roofline(ops: Sequence[Mapping[str, Any]], copy: float, products: float
     )  # fmt: skip
     labels = [Label(low, low * copy / 1e9, f"a copy's {copy / 1e9:.0f} GB/s", "black")]
     for one, intensity in zip(counted, intensities, strict=True):
-        rate = one["operations"] / one["stats"]["median"] / 1e9
+        rate = one["operations"] / one["spread"]["median"] / 1e9
         colour = OWN if one["by"] == "ours" else OTHER
         panel.plot(intensity, rate, "o" if one["direction"] == "forward" else "s", color=colour)
         labels.append(Label(intensity, rate, one["by"], colour))

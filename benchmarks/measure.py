@@ -21,8 +21,13 @@ LONGER_CHAINS = 2.0
 #: How much more PyTorch compiled for float32 may: its vectors' exp is within 20 units in the last place, not one.
 LOOSE_EXP = 20.0
 
+try:
+    from triton.errors import TritonError
+except ImportError:  # where it cannot be installed nothing raises it
+    TritonError = UnavailableError
+
 #: What says that a contender cannot be timed: it cannot serve, is wrong, out of memory, or a compiler refuses it.
-OBSTACLES = (UnavailableError, AssertionError, RuntimeError)
+OBSTACLES = (UnavailableError, AssertionError, RuntimeError, TritonError)
 
 
 @dataclass(frozen=True)

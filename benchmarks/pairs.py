@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,19 +51,30 @@ def inputs(pair: tuple[nn.Module, nn.Module], clips: int, segments: int) -> tupl
     return random_inputs(*pair, clips=clips, segments=segments)
 
 
+def ave_step(dtype: torch.dtype, memory: int | None) -> Size:
+    """Swin-V2-L at 192 px and HTS-AT, ten segments."""
+    return Size("AVE step", _swin_large, _htsat, 10, dtype, memory, AVE)
+
+
 def size_for(device: torch.device, *, full: bool) -> Size:
     """The AVE step on a GPU or where it is asked for; else a smaller pair."""
     if device.type == "cuda":
-        return Size("AVE step", _swin_large, _htsat, 10, torch.bfloat16, None, AVE)
+        return ave_step(torch.bfloat16, None)
     if full:
-        return Size("AVE step", _swin_large, _htsat, 10, torch.float32, half_of_memory(), AVE)
+        return ave_step(torch.float32, half_of_memory())
     name = "Swin-V2-T at 64 px and HTS-AT at a quarter of its spectrogram"
     return Size(name, _swin_tiny, _htsat_quarter, 2, torch.float32, 192 << 20)
 
 
+#: Where containers are told how much memory they may use, by the second and the first version of control groups.
+LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
 def half_of_memory() -> int:
-    """Bytes: half of what this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    """Bytes: half of what this machine has, or the container."""
+    told = [path.read_text().strip() for path in LIMITS if path.is_file()]
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *(int(limit) for limit in told if limit != "max")]) // 2
 
 
 def _swin(name: str, **options: Any) -> nn.Module:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import figures
-from benchmarks.device_report import duration
+from benchmarks.device_report import duration, marked
 from fastav.cost import OURS, Cost
 from fastav.cost.report import TITLES, cost_table, draw_costs, notes, parts_table
 from fastav.cost.tables import aligned
+from fastav.cost.timing import Spread
 
 #: Where accuracy and cost of every method lie that were measured with the demo's clips.
 ACCURACY = Path(__file__).parent / "results" / "accuracy" / "accuracy.json"
@@ -34,7 +35,7 @@ _LEGEND = (
 
 
 def together(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Several runs as one; the first one's machine and date.
+    """Several runs as one; the first one's machine, all commits, the first and the last date.
 
     Raises:
         ValueError: runs of several machines or versions.
@@ -43,11 +44,8 @@ def together(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if len(told := sorted({run["environment"].get(name, "?") for run in runs})) > 1:
             raise ValueError(f"the runs are of {name} {' and '.join(told)}; a report is of one")
     lists = {key: [one for run in runs for one in run.get(key, [])] for key in ("benchmarks", "absences")}
-    each = {
-        name: ", ".join(dict.fromkeys(run["environment"][name] for run in runs))
-        for name in ("date", "commit")
-        if all(name in run["environment"] for run in runs)
-    }
+    dates, commits = (sorted({run["environment"].get(name, "unknown") for run in runs}) for name in ("date", "commit"))
+    each = {"date": " to ".join(dict.fromkeys((dates[0], dates[-1]))), "commit": ", ".join(commits)}
     return {**runs[0], **lists, "environment": runs[0]["environment"] | each}
 
 
@@ -99,9 +97,8 @@ def write_report(values: Mapping[str, Any], folder: Path, accuracy: Path = ACCUR
         parts += dict.fromkeys(untimed)  # both directions say the same
     if accuracy.is_file():
         told = json.loads(accuracy.read_text())
-        figures.draw_accuracy(
-            told["methods"], told["without cost"], folder / "accuracy.png", "Localisation on composed clips, test split"
-        )
+        title = "Localisation on composed clips, test split"
+        figures.draw_accuracy(told["methods"], told["without cost"], folder / "accuracy.png", title)
         pictures.append(folder / "accuracy.png")
         parts.append(f"## Accuracy beside memory\n\n![accuracy](accuracy.png)\n\n{told['notes']}")
     parts.append("## Where\n\n" + aligned(("", "what"), list(where.items()), markdown=True))
@@ -139,13 +136,18 @@ def _against_lavish(costs: Sequence[Cost]) -> str:
             TITLES[b.method],
             f"{a.saved_bytes / b.saved_bytes:.3f}",
             f"{a.peak.bytes / b.peak.bytes:.3f}",
+            f"{a.step.median / b.step.median:.3f}",
             f"{a.over_frozen.median / b.over_frozen.median:.3f}",
         )
         for a in own
         for b in peers
         if a.clips == b.clips
     ]
-    return aligned(("", "over", "saved bytes", "peak memory", "step time"), rows, markdown=True) if rows else ""
+    return (
+        aligned(("", "over", "saved bytes", "peak memory", "step", "step over frozen"), rows, markdown=True)
+        if rows
+        else ""
+    )
 
 
 def _scaling(points: Sequence[Mapping[str, Any]]) -> str:
@@ -172,17 +174,18 @@ def _ops(ops: Sequence[Mapping[str, Any]], copy: float, products: float) -> str:
             one["case"],
             one["direction"],
             one["by"],
-            duration(one["stats"]["median"]),
-            duration(one["stats"]["iqr"]),
+            marked(spread),
+            duration(spread.iqr),
             f"{one['GB/s']:.1f}",
             f"{one['share of copy bandwidth']:.2f}",
         )
-        for one in ops
+        for one, spread in ((one, Spread(**one["spread"])) for one in ops)
     ]
     head = ("call", "direction", "by", "median", "IQR", "GB/s", "of copy")
     said = (
         f"In this run a copy moves {copy / 1e9:.1f} GB/s, read and written, and PyTorch's fastest product does "
-        f"{products / 1e9:.0f} GFLOP/s. Bytes are those that any contender must move."
+        f"{products / 1e9:.0f} GFLOP/s. Bytes are those that any contender must move. On a GPU times are the "
+        "device's own, but for those marked (host): there it waited for the host."
     )
     picture = "![roofline](roofline.png)\n\n" if any(one["operations"] for one in ops) else ""
     return f"## The ops\n\n{picture}{said}\n\n{aligned(head, rows, markdown=True)}"

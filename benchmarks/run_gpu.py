@@ -1,7 +1,8 @@
 """Prove and measure everything on the GPU at hand: ``python -m benchmarks.run_gpu``.
 
-First what ``pytest benchmarks`` does, in a process of its own: every method at the AVE step, ours and the peers', each
-checked, how its cost grows, and the ops under the roofline; to ``benchmarks/results/<device>/<date>-methods``. Then the
+First what ``pytest benchmarks`` does, in processes of its own: every method at the AVE step, ours and the peers', each
+checked, how its cost grows, and the ops under the roofline; to ``benchmarks/results/<device>/<date>-methods``, whose
+report is there after the first method. Then the
 checks of the ops (:mod:`benchmarks.checks`), every contender on every op by the device's own clock, the side branch as
 a whole, training steps, and a profile of the call that is furthest from the copy bandwidth; to ``<date>.json`` and
 ``.md`` beside it, anew after every stage. Then ``fastav profile`` of the same pair with its memory snapshots, and
@@ -12,8 +13,9 @@ The exit status is 1 if a part fails, a check does, or fastav's own ops cannot b
 """
 
 import argparse
-import gc
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,10 +30,13 @@ from benchmarks.cases import HALVES, SIDES, SMALL, SMALL_SIDE, SWIN_STAGES
 from benchmarks.device_report import Report, places
 from benchmarks.environment import ROOT, environment
 from benchmarks.measure import Absence, survey
+from benchmarks.pairs import AVE
 from benchmarks.profiles import profiled, slowest
 from benchmarks.side import ave_pair, branches, small_pair, step_figures
 from benchmarks.timing import copy_bandwidth
 from benchmarks.workloads import FULL, TINY, workloads
+from fastav.cost import METHODS, OURS
+from fastav.cost.room import give_back
 from fastav.cost.timing import measure
 
 RESULTS = Path(__file__).parent / "results"
@@ -65,10 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     parts = options.part or (SMOKED if options.smoke else PARTS)
     failed = []
-    if "methods" in parts:  # before the ops, which leave this process with memory of the device's
+    if "methods" in parts:
         failed += run_methods(device, options.results, smoke=options.smoke)
     if "ops" in parts:
         failed += run_ops(device, options.results, 3 if options.smoke else options.rounds, smoke=options.smoke)
+        give_back()  # to the processes that follow
     if "profile" in parts:
         failed += run_profile(device, options.results)
     if "accuracy" in parts:
@@ -88,9 +94,7 @@ def run_ops(device: torch.device, results: Path, rounds: int, *, smoke: bool) ->
             yield
         except Exception as error:  # whatever it is: the other stages take long, and theirs must not be lost
             report.absences.append(Absence.of(case, contender, error))
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back()
         report.write(written)
 
     for outcome in checks.run(small_scale(device) if smoke else full_scale(device)):
@@ -115,18 +119,29 @@ def run_ops(device: torch.device, results: Path, rounds: int, *, smoke: bool) ->
             report.steps[name] = spread
     with stage("profile"):
         worst = slowest(report.figures)
-        report.profile = profiled(next(w for w in timed if w.case.name == worst))
+        workload = next(w for w in timed if w.case.name == worst)
+        report.profile = profiled(workload)
+        workload.release()
     print(report.markdown())
     print(f"written to {os.path.relpath(written[0])} and {os.path.relpath(written[1])}")
     return report.failed
 
 
 def run_methods(device: torch.device, results: Path, *, smoke: bool) -> list[str]:
-    """Do what ``pytest benchmarks`` does, in a process of its own; what failed."""
+    """Do what ``pytest benchmarks`` does, part by part: a broken kernel takes all that follows in its process along."""
     folder = places(results, environment(device), "-methods")[0].with_suffix("")
     # In the interpreter our own ops would take minutes on real backbones.
-    what = ["benchmarks/test_methods.py", "-k", "frozen and one"] if smoke else ["benchmarks"]
-    return _run("pytest", "-q", "--benchmark-quiet", "--report", str(folder), *what)
+    chosen = {"frozen": "[frozen- and one"} if smoke else {method: f"[{method}-" for method in METHODS}
+    parts = {method: ["benchmarks/test_methods.py", "-k", ids] for method, ids in chosen.items()}
+    if not smoke:
+        parts |= {name: [f"benchmarks/test_{name}.py"] for name in ("scaling", "ops")}
+    failed = []
+    for name, what in parts.items():
+        failed += _run("pytest", "-q", "--benchmark-quiet", *what, "--report", str(folder / "parts" / name))
+        if found := sorted(map(str, folder.glob("parts/*/benchmarks.json"))):
+            failed += _run("benchmarks.report", *found, "--out", str(folder))
+    shutil.rmtree(folder / "parts", ignore_errors=True)  # all of it is in what was put together
+    return failed
 
 
 def run_profile(device: torch.device, results: Path) -> list[str]:
@@ -134,7 +149,8 @@ def run_profile(device: torch.device, results: Path) -> list[str]:
     folder = places(results, environment(device), "-profile")[0].with_suffix("")
     visual = ("--visual.name", "swinv2_large_window12_192", "--visual.pretrained", "false")
     audio = ("--audio.name", "clap_audio_model", "--audio.pretrained", "false")
-    settings = ("--device", str(device), "--precision", "bfloat16", "--output", str(folder))
+    options = json.dumps({method: dict(AVE) for method in OURS})
+    settings = ("--device", str(device), "--precision", "bfloat16", "--options", options, "--output", str(folder))
     return _run("fastav", "profile", *visual, *audio, *settings)
 
 
@@ -147,7 +163,7 @@ def run_accuracy(device: torch.device, results: Path) -> list[str]:
 def _run(module: str, *arguments: str) -> list[str]:
     """Run a module in a process of its own; what failed."""
     done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, check=False)
-    return [f"{module} ended with {done.returncode}"] if done.returncode else []
+    return [f"{' '.join((module, *arguments))} ended with {done.returncode}"] if done.returncode else []
 
 
 if __name__ == "__main__":

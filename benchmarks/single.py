@@ -6,6 +6,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -17,10 +18,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run; 0, or 2 if no call has the name."""
     parser = argparse.ArgumentParser("python -m benchmarks.single", description=__doc__.splitlines()[0])
     parser.add_argument("name", nargs="?", default="")
-    parser.add_argument("--tiny", action="store_true", help="at the CPU's sizes")
+    parser.add_argument("--tiny", action="store_true", help="at the CPU's sizes, taps in both dtypes")
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = [w for w in workloads(TINY if options.tiny else FULL, device) if w.case.name.startswith(options.name)]
+    sizings = [TINY, replace(TINY, taps=FULL.taps)] if options.tiny else [FULL]
+    found = [w for sizing in sizings for w in workloads(sizing, device)]
+    chosen = [replace(w, clones_at_most=1) for w in found if w.case.name.startswith(options.name)]
     for workload in chosen:
         workload.calls(ours(workload.case.op), DIRECTIONS[-1])[0]()
     if device.type == "cuda":

@@ -1,8 +1,10 @@
 """The five ops against their peers: ``pytest benchmarks``. On a CPU a few taps; no time ever fails.
 
-Every contender proves right before it is timed. The times are the device's, with the host's share where the host is
-slower than the device; ``python -m benchmarks.run_gpu`` measures the device alone.
+Every contender proves right before it is timed. pytest-benchmark's own times hold the host's share; what the report
+shows of a GPU is the device's alone.
 """
+
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from benchmarks.contenders import CONTENDERS
 from benchmarks.measure import OBSTACLES, Absence, checked
 from benchmarks.volume import operations
 from benchmarks.workloads import DIRECTIONS, sizing_for, workloads
-from fastav.cost.timing import clock
+from fastav.cost.timing import Spread, clock, measure
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 WORKLOADS = {w.case.name: w for w in workloads(sizing_for(DEVICE), DEVICE)}
@@ -49,13 +51,18 @@ def test_op(benchmark, machine, absent, case, contender, direction):
         warmup_rounds=min(len(calls), ROUNDS),
     )
     if benchmark.stats is not None:  # not under --benchmark-disable
-        moved, median = workload.bytes(direction), benchmark.stats.stats.median
+        stats = benchmark.stats.stats
+        spread = Spread(stats.median, stats.q1, stats.q3, ROUNDS)
+        if DEVICE.type == "cuda":
+            spread = measure(calls, DEVICE, ROUNDS)
+        moved, median = workload.bytes(direction), spread.median
         benchmark.extra_info |= {
             "kind": "op",
             "case": case,
             "by": contender,
             "dtype": str(workload.case.taps).removeprefix("torch."),
             "direction": direction,
+            "spread": asdict(spread),
             "bytes": moved,
             "operations": operations(workload.case, "forward" if direction == "forward" else "both"),
             "GB/s": moved / median / 1e9,

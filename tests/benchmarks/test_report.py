@@ -20,6 +20,7 @@ def values():
     method = {"kind": "method", "size": "small pair", "batch": "one clip", "memory": 384 << 20}
     own = {**method, **GIVEN.as_dict()}
     peer = {**own, "method": "lavish", "saved": {"taps": 0, "backbones": 50_000_000, "method": 0, "head": 0}}
+    peer["step"] = {**own["step"], "median": own["step"]["median"] / 2}
     peer["peak"] = {"bytes": 49_200_000, "reserved": None}
     scaling = {
         "kind": "scaling",
@@ -31,6 +32,7 @@ def values():
         "step": 0.2,
     }
     op = {"kind": "op", "case": "distill", "by": "ours", "dtype": "float32", "direction": "forward",
+          "spread": {"median": 2e-3, "low": 2e-3, "high": 2.1e-3, "rounds": 5, "late": 4},
           "operations": 4e6, "bytes": 1e6, "GB/s": 0.5, "share of copy bandwidth": 0.25}  # fmt: skip
     infos = [
         own,
@@ -73,10 +75,10 @@ def test_report_holds_the_figures(tmp_path, accuracy):
     assert "## small pair, 10 segments a clip, the largest batch that fits into 384 MiB" in text
     assert "LAVISH was not measured: not even one clip fits." in text
     assert "LAVISH, 4 clips, was not measured: it is too large." in text
-    # 5 MB of 50 MB, 12.3 of 49.2 MB, and as long.
-    assert cells(text, "Mettle", "LAVISH") == ["Mettle", "LAVISH", "0.100", "0.250", "1.000"]
+    # 5 MB of 50 MB, 12.3 of 49.2 MB, twice as long, and as many of its own frozen forward's.
+    assert cells(text, "Mettle", "LAVISH") == ["Mettle", "LAVISH", "0.100", "0.250", "2.000", "1.000"]
     assert cells(text, "Mettle", "clips", "2") == ["Mettle", "clips", "2", "1.0", "3.4", "200", "1.20", "1.10 ... 1.30"]
-    assert cells(text, "distill") == ["distill", "forward", "ours", "2.00 ms", "100.0 us", "0.5", "0.25"]
+    assert cells(text, "distill") == ["distill", "forward", "ours", "2.00 ms (host)", "100.0 us", "0.5", "0.25"]
     assert "Measured somewhere." in text
     assert all(name in text for name in names[1:])
 

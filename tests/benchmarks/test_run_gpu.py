@@ -88,14 +88,44 @@ def test_parts_run_in_processes_of_their_own_and_what_fails_is_told(tmp_path, mo
     monkeypatch.setattr(run_gpu.subprocess, "run", run)
     monkeypatch.setattr(run_gpu, "environment", lambda device: {"device": "Some GPU", "date": "2031-02-03 04:05 UTC"})
     device = torch.device("cuda", 0)
-    assert run_gpu.run_methods(device, tmp_path, smoke=False) == []
-    assert run_gpu.run_profile(device, tmp_path) == ["fastav ended with 3"]
+    (failed,) = run_gpu.run_profile(device, tmp_path)
+    assert failed.startswith("fastav profile --visual.name swinv2_large_window12_192")
+    assert failed.endswith("ended with 3")
     assert run_gpu.run_accuracy(device, tmp_path) == []
-    assert [command[0] for command in commands] == ["pytest", "fastav", "examples.stamps.peers"]
-    assert commands[0][-1] == "benchmarks"
-    assert commands[2][1:3] == ["--device", "cuda:0"]
-    places = [f"{tmp_path}/some-gpu/2031-02-03-{part}" for part in ("methods", "profile", "accuracy")]
+    assert [command[0] for command in commands] == ["fastav", "examples.stamps.peers"]
+    options = json.loads(commands[0][commands[0].index("--options") + 1])
+    assert options == {name: {"num_tokens": 8, "heads": 1} for name in ("mettle", "molt")}
+    assert commands[1][1:3] == ["--device", "cuda:0"]
+    places = [f"{tmp_path}/some-gpu/2031-02-03-{part}" for part in ("profile", "accuracy")]
     assert all(place in command for place, command in zip(places, commands, strict=True))
+
+
+def test_each_method_has_a_process_and_the_report_what_is_there(tmp_path, monkeypatch):
+    """Of three methods: the first one's process breaks, the others' write their figures."""
+    from benchmarks import run_gpu
+
+    commands = []
+
+    def run(command, **options):
+        commands.append(command[2:])
+        what = command[2:]
+        if what[0] == "pytest" and "[mettle-" not in what:
+            place = Path(what[what.index("--report") + 1])
+            place.mkdir(parents=True)
+            (place / "benchmarks.json").write_text("{}")
+        return subprocess.CompletedProcess(command, 1 if "[mettle-" in what else 0)
+
+    monkeypatch.setattr(run_gpu, "METHODS", ("mettle", "molt", "lora"))
+    monkeypatch.setattr(run_gpu.subprocess, "run", run)
+    monkeypatch.setattr(run_gpu, "environment", lambda device: {"device": "Some GPU", "date": "2031-02-03 04:05 UTC"})
+    (failed,) = run_gpu.run_methods(torch.device("cuda", 0), tmp_path, smoke=False)
+    assert "-k [mettle-" in failed
+    folder = tmp_path / "some-gpu/2031-02-03-methods"
+    json_of = [str(folder / "parts" / name / "benchmarks.json") for name in ("lora", "molt", "ops", "scaling")]
+    reports = [command[1:-2] for command in commands if command[0] == "benchmarks.report"]
+    assert reports == [json_of[1:2], json_of[:2], [*json_of[:2], json_of[3]], json_of]
+    assert commands[-1][-2:] == ["--out", str(folder)]
+    assert not (folder / "parts").exists()
 
 
 def test_counting_sees_every_launch_by_name():
