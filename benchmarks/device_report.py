@@ -8,8 +8,12 @@ from pathlib import Path
 
 from benchmarks.checks import Outcome
 from benchmarks.measure import Absence, Figure
+from fastav.cost.report import TITLES
 from fastav.cost.tables import aligned
 from fastav.cost.timing import Spread
+
+#: Launches of the whole side branch, forward and backward, for any number of taps: kernels, copies and fills.
+LAUNCHES = {"mettle": (12, 24), "molt": (24, 48)}
 
 
 @dataclass
@@ -23,6 +27,7 @@ class Report:
         figures: the ops' timings.
         absences: who was not timed, and why.
         branch: the side branch, forward and backward, by whose ops it runs on.
+        launches: by adapter, what its side branch gives the device, forward and backward.
         steps: the frozen forward and training steps.
         profile: what the profiler says of the slowest call.
     """
@@ -33,6 +38,7 @@ class Report:
     figures: list[Figure] = field(default_factory=list)
     absences: list[Absence] = field(default_factory=list)
     branch: dict[str, Spread] = field(default_factory=dict)
+    launches: dict[str, tuple[int, int]] = field(default_factory=dict)
     steps: dict[str, Spread] = field(default_factory=dict)
     profile: str = ""
 
@@ -40,7 +46,12 @@ class Report:
     def failed(self) -> list[str]:
         """Checks that failed, and fastav's own ops if they could not be timed."""
         own = [f"{a.case}: {a.reason}" for a in self.absences if a.contender == "ours"]
-        return [f"{o.name}: {o.detail}" for o in self.outcomes if o.status == "failed"] + own
+        many = [
+            f"{TITLES[name]} launches {found} times, forward and backward, allowed are {LAUNCHES[name]}"
+            for name, found in self.launches.items()
+            if any(count > most for count, most in zip(found, LAUNCHES[name], strict=True))
+        ]
+        return [f"{o.name}: {o.detail}" for o in self.outcomes if o.status == "failed"] + own + many
 
     def as_dict(self) -> dict:
         """All of it as plain values."""
@@ -61,6 +72,10 @@ class Report:
             parts.append("## Not timed\n\n" + aligned(("call", "by", "why"), rows, markdown=True))
         if self.branch:
             parts.append("## Side branch, forward and backward\n\n" + _spreads(self.branch, "ours"))
+        if self.launches:
+            counts = [(TITLES[name], *found, *LAUNCHES[name]) for name, found in self.launches.items()]
+            head = ("side branch", "launches forward", "backward", "at most", "backward")
+            parts.append("## What the side branch gives the device\n\n" + aligned(head, counts, markdown=True))
         if self.steps:
             parts.append("## Training step\n\n" + _spreads(self.steps, "frozen forward alone"))
         if self.profile:

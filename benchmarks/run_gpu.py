@@ -32,7 +32,7 @@ from benchmarks.environment import ROOT, environment
 from benchmarks.measure import Absence, survey
 from benchmarks.pairs import AVE
 from benchmarks.profiles import profiled, slowest
-from benchmarks.side import ave_pair, branches, small_pair, step_figures
+from benchmarks.side import ave_pair, branches, device_launches, small_pair, step_figures
 from benchmarks.timing import copy_bandwidth
 from benchmarks.workloads import FULL, TINY, workloads
 from fastav.cost import METHODS, OURS
@@ -114,6 +114,9 @@ def run_ops(device: torch.device, results: Path, rounds: int, *, smoke: bool) ->
             with stage("side branch", branch.name):
                 branch.check()
                 report.branch[branch.name] = measure([branch.run], device, rounds)
+    if device.type == "cuda":
+        with stage("device launches"):
+            report.launches = device_launches(pair)
     with stage("training step"):
         for name, spread in step_figures(pair, rounds):
             report.steps[name] = spread

@@ -11,17 +11,20 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 import fastav
 from benchmarks import plain
 from benchmarks.accuracy import FACTOR
 from benchmarks.contenders import CONTENDERS
-from benchmarks.pairs import ave_step, build, inputs
+from benchmarks.pairs import AVE, ave_step, build, inputs
 from fastav import reference
-from fastav.adapters import distillation, mettle
+from fastav.adapters import Adapter, distillation, mettle
 from fastav.cost import frozen_forward
 from fastav.cost.proof import ROUNDED_TOLERANCE, distance
 from fastav.cost.timing import Spread, measure
+from fastav.standardization import TapStandardization
 
 #: How Mettle can lay its work on streams.
 SCHEDULES = ("serial", "fused", "streamed")
@@ -53,7 +56,7 @@ class Pair:
             adapter.distillation.standardization.measuring = False
         return adapter
 
-    def taps(self, adapter: fastav.MettleAdapter) -> tuple[list[Tensor], list[Tensor]]:
+    def taps(self, adapter: Adapter) -> tuple[list[Tensor], list[Tensor]]:
         """The taps of both backbones."""
         sound = self.sound if self.config.audio_layout == "clip" else self.sound.flatten(0, 1)
         visual, audio = adapter.visual(self.frames.flatten(0, 1)), adapter.audio(sound)
@@ -111,6 +114,44 @@ def _branch(
         return torch.autograd.grad(out.visual.square().mean() + out.audio.square().mean(), parameters)
 
     return run
+
+
+def device_launches(pair: Pair) -> dict[str, tuple[int, int]]:
+    """What the device is given by each adapter's side branch before the head, forward and backward.
+
+    Everything counts, PyTorch's own kernels, copies and fills too; only a GPU's profiler tells.
+    """
+    molt = fastav.MoLTAdapter(pair.visual, pair.audio, fastav.MoLTConfig(**AVE)).to(pair.frames.device)
+    return {"mettle": _launches_of(pair.adapter(), pair), "molt": _launches_of(molt, pair)}
+
+
+def _launches_of(adapter: Adapter, pair: Pair) -> tuple[int, int]:
+    for module in adapter.modules():
+        if isinstance(module, TapStandardization):
+            module.measuring = False
+    visual, audio = pair.taps(adapter)
+    parameters = [p for p in adapter.parameters() if p.requires_grad]
+
+    def forward() -> list[Tensor]:
+        out = adapter.forward_taps(visual, audio, num_segments=pair.frames.shape[1])
+        return [out.visual, out.audio]
+
+    def backward(outputs: list[Tensor]) -> None:
+        torch.autograd.grad(outputs, parameters, above, allow_unused=True)
+
+    above = [torch.ones_like(x) for x in forward()]
+    backward(forward())  # compiles what is compiled once
+    outputs: list[Tensor] = []
+    return _given(lambda: outputs.extend(forward())), _given(lambda: backward(outputs))
+
+
+def _given(call: Callable[[], Any]) -> int:
+    """How many kernels, copies and fills a device does for a call."""
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        call()
+        torch.cuda.synchronize()
+    return sum(event.device_type == DeviceType.CUDA for event in found.events())
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,12 @@ def cells(text, *start):
     return next(row for row in rows if row[: len(start)] == list(start))
 
 
+def test_launches_beyond_what_is_allowed_fail(report):
+    report.launches = {"mettle": (12, 24), "molt": (25, 30)}
+    assert report.failed == ["MoLT launches (25, 30) times, forward and backward, allowed are (24, 48)"]
+    assert cells(report.markdown(), "MoLT") == ["MoLT", "25", "30", "24", "48"]
+
+
 def test_markdown_holds_the_figures(report):
     text = report.markdown()
     # 3 MB / 40 us = 75 GB/s, three quarters of the copy; eager takes 12.5 times as long.

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -126,6 +127,30 @@ def test_each_method_has_a_process_and_the_report_what_is_there(tmp_path, monkey
     assert reports == [json_of[1:2], json_of[:2], [*json_of[:2], json_of[3]], json_of]
     assert commands[-1][-2:] == ["--out", str(folder)]
     assert not (folder / "parts").exists()
+
+
+def test_all_that_a_side_branch_gives_the_device_counts(monkeypatch):
+    """By a profiler that sees two kernels and a copy, and what the host does."""
+    from benchmarks import side
+
+    class Profile:
+        def __init__(self, activities):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def events(self):
+            kinds = [side.DeviceType.CPU, *[side.DeviceType.CUDA] * 3]
+            return [SimpleNamespace(device_type=kind) for kind in kinds]
+
+    monkeypatch.setattr(side, "profile", Profile)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    pair = side.small_pair(torch.device("cpu"))
+    assert side.device_launches(pair) == {"mettle": (3, 3), "molt": (3, 3)}
 
 
 def test_counting_sees_every_launch_by_name():
