@@ -75,7 +75,7 @@ def main() -> None:
     for count in range(options.seeds):
         for method in options.methods or RATES:
             outcomes(partial(outcome, exercise, method, folder=options.out), RATES[method], count + 1)
-            print(f"{method}: {count + 1} seed(s) are there", flush=True)
+            print(f"{method}: seeds 0 to {count} are there" if count else f"{method}: seed 0 is there", flush=True)
     if options.methods:
         return
     runs = kept(options.out, options.seeds)

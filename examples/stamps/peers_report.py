@@ -120,10 +120,11 @@ def write_accuracy(
     )
     seeds = min(len(some) for some in runs.values())
     places = "; ".join(sorted({run.where for some in runs.values() for run in some}))
+    of_runs = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "of one run of each method"
     text = (
-        f"{aligned(head, rows, markdown=True)}\n\nPercent, mean ± standard deviation over {seeds} seed(s); leads are "
-        f"clip by clip, with their standard error over the test clips, and the seeds' spread is not in it. {notes} "
-        f"Trained on {places}."
+        f"{aligned(head, rows, markdown=True)}\n\nPercent, {of_runs}; leads are clip by clip, with their standard "
+        "error over the test clips, and what runs with other seeds differ by is not in it. "
+        f"{notes} Trained on {places}."
     )
     written = folder / "accuracy.md", folder / "accuracy.json"
     written[0].write_text(text + "\n")

@@ -28,7 +28,8 @@ def device_name(device: torch.device) -> str:
 
 def where(device: torch.device) -> str:
     """Device, versions and date."""
-    threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
+    count = torch.get_num_threads()
+    threads = "" if device.type == "cuda" else f", {count} thread{'s' * (count > 1)}"
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
     versions = [f"torch {torch.__version__}", *_versions(), f"fastav {fastav.__version__}"]
     return f"{device_name(device)}{threads}, {', '.join(versions)}, {date}"

@@ -107,10 +107,18 @@ def test_table_and_points_hold_what_they_were_given(tmp_path):
     assert cells(text, POOLED) == [
         POOLED, "40.0 ± 0.0", "10.0 ± 0.0", "+10.0 ± 10.0", "-", "0.001", "0.25", "900", "100", "-", "-", "-", "-",
     ]  # fmt: skip
-    assert "over 2 seed(s);" in text
+    assert "mean ± standard deviation over 2 seeds;" in text
     assert "Somewhere. Trained on here, commit 1a2b3c4d5e6f; there, commit 1a2b3c4d5e6f." in text
     told = json.loads(points.read_text())
     (point,) = told["methods"]
     assert told["without cost"] == [{"title": POOLED, "accuracy": 40.0}]
     assert point == {"method": "mettle", "title": "Mettle", "accuracy": 42.0, "deviation": pytest.approx(8**0.5),
                      "saved": 5_000_000}  # fmt: skip
+
+
+def test_of_a_single_run_there_is_no_spread(tmp_path):
+    table, _ = write_accuracy(tmp_path, {"naive": [RUN]}, {}, "")
+    text = table.read_text()
+    assert cells(text, "naive adapters")[1:3] == ["40.0", "10.0"]
+    assert "Percent, of one run of each method;" in text
+    assert "±" not in text
