@@ -1,16 +1,16 @@
 """Accuracy beside cost: every method on localisation, those that run through the backbones too.
 
-``python -m examples.stamps.peers`` trains each method with three learning rates, a factor of three apart: first with
-the one below, then with the next higher one, then with the next one on the side that validation prefers. The best goes
-on with more seeds. Every run is kept as a file, so that a command that was broken off goes on where it was. The peers
-take hours on two cores: they train through the backbones.
+``python -m examples.stamps.peers`` trains each method with learning rates a factor of three apart: with the one below,
+with the next higher one, and on towards the side that validation prefers until the next one is no better. The best
+goes on with more seeds. Every run is kept as a file, so that a command that was broken off goes on where it was. The
+peers take hours on two cores: they train through the backbones.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -30,9 +30,10 @@ from examples.stamps.methods import WIDTH, Live, Model
 from examples.stamps.peers_report import Outcome, write_accuracy
 from examples.stamps.scenes import SEGMENTS
 from examples.stamps.splits import CPU, Studio
-from examples.stamps.training import train
+from examples.stamps.training import CLIP_NORM, LEARNING_RATE, WARM_UP, train
 from fastav.baselines import create_baseline
 from fastav.cost import METHODS, Cost, random_inputs
+from fastav.cost.methods import DERIVED, default_options
 from fastav.cost.profile import profile
 from fastav.cost.where import where
 from fastav.tasks import LocalizationTask
@@ -44,11 +45,26 @@ EPOCHS = 4
 BATCH = 2
 MEASURED = 128  # clips over which what is read is measured, of all methods but the mean-pooled, which measures all
 
+#: The adapters once more with as many tokens as the peers' read-outs have, for a head of the same size.
+METTLE_ONE, MOLT_ONE = (f"{name}, one token" for name in (METTLE, MOLT))
+
+#: Of the adapters' runs: which method it is, and its options beside the demo's layers.
+ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
+    METTLE: ("mettle", {"layers": {"visual": METTLE_TAPS, "audio": "all"}}),
+    MOLT: ("molt", {"layers": {"visual": MOLT_TAPS, "audio": "all"}}),
+}
+ADAPTERS |= {
+    METTLE_ONE: ("mettle", {**ADAPTERS[METTLE][1], "num_tokens": 1}),
+    MOLT_ONE: ("molt", {**ADAPTERS[MOLT][1], "num_tokens": 1}),
+}
+
 #: The learning rate that each method is tried with first; heads always have the demo's.
 RATES: dict[str, float] = {
     POOLED: 2e-3,
     METTLE: 1e-3,
+    METTLE_ONE: 1e-3,
     MOLT: 1e-3,
+    MOLT_ONE: 1e-3,
     "frozen": 2e-3,
     "ladder": 1e-3,
     "lora": 3e-4,
@@ -66,22 +82,28 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/peers"), help="where the runs are kept")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each method with the rate that was chosen")
     parser.add_argument("--methods", nargs="+", choices=list(RATES), help="run these alone, and write no table")
+    parser.add_argument("--table", action="store_true", help="run nothing; a table of the methods that are complete")
     parser.add_argument("--device", type=torch.device, default=CPU, help="where it is trained")
     options = parser.parse_args()
     paths, missing = fetch_all([VISION_WEIGHTS, AUDIO_WEIGHTS, STAMPS, PHOTOS])
     if missing:
         raise SystemExit("\n".join([*map(str, missing), "without them there is nothing to compare"]))
     exercise = localization(SIZES, IMAGE_SIZE, paths, options.device)
-    for count in range(options.seeds):
+    for count in range(0 if options.table else options.seeds):
         for method in options.methods or RATES:
             outcomes(partial(outcome, exercise, method, folder=options.out), RATES[method], count + 1)
             print(f"{method}: seeds 0 to {count} are there" if count else f"{method}: seed 0 is there", flush=True)
-    if options.methods:
+    if options.methods and not options.table:
         return
     runs = kept(options.out, options.seeds)
+    if not runs:
+        raise SystemExit(
+            f"{options.out}: of no method are all runs of {options.seeds} seed(s) there; leave out --table"
+        )
     split = exercise.examples["train"].split
-    weighed = costs(split.visual.module, split.audio.module)
-    written = write_accuracy(options.out, runs, weighed, notes(runs, options.device))
+    found, reasons = costs(runs, split.visual.module, split.audio.module)
+    nothing = exercise.chance[0], {name: 100 * value.item() for name, value in exercise.chance[1].items()}
+    written = write_accuracy(options.out, runs, found, nothing, " ".join([notes(options.device), *reasons]))
     print("\n".join(map(str, written)))
 
 
@@ -94,37 +116,32 @@ def kept(folder: Path, seeds: int) -> dict[str, list[Outcome]]:
     return found
 
 
-def costs(visual: nn.Module, audio: nn.Module) -> dict[str, Cost]:
-    """What a training step of one clip costs, by the runs' names of the methods."""
+def costs(methods: Iterable[str], visual: nn.Module, audio: nn.Module) -> tuple[dict[str, Cost], list[str]]:
+    """What a training step of one clip costs, by the runs' names of the methods; and why not, of those without."""
     inputs = random_inputs(visual, audio, clips=1, segments=SEGMENTS, audio_layout="clip")
-    taps = {"mettle": METTLE_TAPS, "molt": MOLT_TAPS}
-    own = {name: {"layers": {"visual": some, "audio": "all"}} for name, some in taps.items()}
-    found = {}
-    for method in RATES:
-        name = method.lower()
+    found, reasons = {}, []
+    for method in methods:
+        name, own = ADAPTERS.get(method, (method, {}))
         if name in METHODS:
-            (cost,) = profile([name], visual, audio, inputs, audio_layout="clip", own=own)
-            assert isinstance(cost, Cost), cost
-            found[method] = cost
-    return found
+            (cost,) = profile([name], visual, audio, inputs, audio_layout="clip", own={name: own})
+            if isinstance(cost, Cost):
+                found[method] = cost
+            else:
+                reasons.append(f"The cost of {method} was not measured: {cost.reason}.")
+    return found, reasons
 
 
-def notes(runs: Mapping[str, Sequence[Outcome]], device: torch.device) -> str:
+def notes(device: torch.device) -> str:
     """How it was measured, the costs on a device."""
-    edges = [f"{method} ({some[0].rate:.3g})" for method, some in runs.items() if outermost(method, some[0].rate)]
     return (
-        f"Localisation on composed clips of {IMAGE_SIZE} px, none of which any recipe was chosen on: {SIZES['train']} "
-        f"to train on, {SIZES['validation']} to choose the epoch and the learning rate, of three for each method, "
-        f"{SIZES['test']} to test; {EPOCHS} epochs, {BATCH} clips a step, one schedule for all, and one head, which "
-        f"reads K tokens of ours and one of the others'. All in float32; Mettle, MoLT and the mean-pooled features "
-        f"read taps stored in 16 bits. Costs are of one clip, straight from pixels and sound: "
-        f"{where(device)}." + f" Best with the outermost rate tried: {', '.join(edges)}." * bool(edges)
+        f"Localisation on composed clips of {IMAGE_SIZE} px, none of which any recipe of Mettle's, MoLT's or the "
+        f"mean-pooled features' was chosen on: {SIZES['train']} to train on, {SIZES['validation']} to choose the epoch "
+        f"and the learning rate, {SIZES['test']} to test; {EPOCHS} epochs, {BATCH} clips a step, one schedule for all. "
+        f"Learning rates are a factor of {FACTOR} apart; the better of two neighbours is followed until the next is no "
+        f"better. The head reads as many tokens as a method has, 4 of Mettle and MoLT and one of all others. All in "
+        f"float32; Mettle, MoLT and the mean-pooled features read taps stored in 16 bits. Costs are of one clip, "
+        f"straight from pixels and sound: {where(device)}."
     )
-
-
-def outermost(method: str, rate: float) -> bool:
-    """Whether the best rate was the third that was tried, beyond which there may be a better one."""
-    return rate not in (RATES[method], FACTOR * RATES[method])
 
 
 def localization(
@@ -140,6 +157,8 @@ def localization(
     splits = studio.clips(sizes, image_size, SEED)
     measured = {"standardize_batches": MEASURED // BATCH}
     exercise = exercises.localization(splits, weak=False, **measured)
+    fewer = exercises.localization(splits, weak=False, num_tokens=1, **measured)
+    exercise.methods.update({METTLE_ONE: fewer.methods[METTLE], MOLT_ONE: fewer.methods[MOLT]})
     visual, audio = splits["train"].visual.module, splits["train"].audio.module
     classes = studio.material.num_classes
 
@@ -155,31 +174,47 @@ def localization(
 
 
 def outcomes(run: Callable[[float, int], Outcome], rate: float, seeds: int) -> list[Outcome]:
-    """The runs of one method: the first seed at three rates, the others at the one that was best on validation.
+    """The runs of one method: the first seed at several rates, the others at the one that was best on validation.
+
+    Of two neighbours the better one is followed, until the next is no better: no method's best is the outermost tried.
 
     Args:
         run: gives the outcome of a rate and a seed.
         rate: the one to begin with.
         seeds: how many.
     """
-    low, high = run(rate, 0), run(FACTOR * rate, 0)
-    rising = high.validation > low.validation
-    third = run(FACTOR**2 * rate if rising else rate / FACTOR, 0)
-    best = max((low, high, third), key=lambda one: one.validation)
+    best, other = run(rate, 0), run(FACTOR * rate, 0)
+    factor = 1 / FACTOR
+    if other.validation > best.validation:
+        best, factor = other, FACTOR
+    while (further := run(best.rate * factor, 0)).validation > best.validation:
+        best = further
     return [best, *(run(best.rate, seed) for seed in range(1, seeds))]
 
 
-def settings() -> dict[str, Any]:
-    """What a run depends on beside method, rate, seed and code."""
-    return {
-        "sizes": SIZES,
-        "clips": SEED,
-        "image_size": IMAGE_SIZE,
-        "epochs": EPOCHS,
-        "batch": BATCH,
-        "measured": MEASURED,
-        "fastav": fastav.__version__,
-    }
+def settings(method: str) -> dict[str, Any]:
+    """What a run depends on beside method, rate, seed and code, as JSON gives it back."""
+    name, own = ADAPTERS.get(method, (method, {}))
+    defaults = default_options(name) if name in METHODS else {"layers": METTLE_TAPS}
+    options = {key: value for key, value in (defaults | own).items() if key not in DERIVED}
+    return json.loads(
+        json.dumps(
+            {
+                "sizes": SIZES,
+                "clips": SEED,
+                "image_size": IMAGE_SIZE,
+                "epochs": EPOCHS,
+                "batch": BATCH,
+                "measured": MEASURED,
+                "weight_decay": Exercise.weight_decay,
+                "rate_of_heads": LEARNING_RATE,
+                "warm_up": WARM_UP,
+                "clip_norm": CLIP_NORM,
+                "options": options,
+                "fastav": fastav.__version__,
+            }
+        )
+    )
 
 
 def path_of(folder: Path, method: str, rate: float, seed: int) -> Path:
@@ -196,8 +231,8 @@ def read(method: str, rate: float, seed: int, *, folder: Path) -> Outcome:
     """
     path = path_of(folder, method, rate, seed)
     values = json.loads(path.read_text())
-    if (were := values.pop("settings")) != settings():
-        raise ValueError(f"{path} was run with {were}, wanted {settings()}; give another --out, or delete it")
+    if (were := values.pop("settings")) != settings(method):
+        raise ValueError(f"{path} was run with {were}, wanted {settings(method)}; give another --out, or delete it")
     return Outcome(**values)
 
 
@@ -231,7 +266,9 @@ def outcome(exercise: Exercise, method: str, rate: float, seed: int, *, folder: 
     )
     path = path_of(folder, method, rate, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**asdict(found), "settings": settings()}, indent=1) + "\n")
+    unfinished = path.with_suffix(".part")  # a run that is broken off while it is written leaves no half of a file
+    unfinished.write_text(json.dumps({**asdict(found), "settings": settings(method)}, indent=1) + "\n")
+    unfinished.replace(path)
     return found
 
 

@@ -16,6 +16,9 @@ from fastav.cost import Cost
 from fastav.cost.report import TITLES
 from fastav.cost.tables import aligned
 
+#: What the table calls each score, and the score, a key of the task's metric.
+SCORES = {"accuracy": "accuracy", "of foreground": "foreground_accuracy", "mismatched recall": "mismatched_recall"}
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -49,7 +52,11 @@ class Outcome:
 
 
 def write_accuracy(
-    folder: Path, runs: Mapping[str, Sequence[Outcome]], costs: Mapping[str, Cost], notes: str
+    folder: Path,
+    runs: Mapping[str, Sequence[Outcome]],
+    costs: Mapping[str, Cost],
+    nothing: tuple[str, Mapping[str, float]],
+    notes: str,
 ) -> tuple[Path, Path]:
     """Write ``accuracy.md``, and ``accuracy.json`` with the points of the picture of accuracy against memory.
 
@@ -57,19 +64,21 @@ def write_accuracy(
         folder: where to.
         runs: by method, with the learning rate that was chosen.
         costs: of a training step of one clip, of the methods that were measured.
+        nothing: what knows nothing of the clips, and its scores on the test split, in percent.
         notes: how both were measured.
     """
-    rows, points, beside = [], [], []
+    title, scores = nothing
+    rows = [(title, *(f"{scores[key]:.1f}" for key in SCORES.values()), *["-"] * 10)]
+    points, beside = [], [{"title": title, "accuracy": scores["accuracy"]}]
     of_clips = {method: torch.tensor([run.of_clips for run in some]).mean(0) for method, some in runs.items()}
     for method, some in runs.items():
         cost = costs.get(method)
-        accuracy, recall = ([run.test[key] for run in some] for key in ("accuracy", "mismatched_recall"))
+        accuracy = [run.test["accuracy"] for run in some]
         title = TITLES.get(method, method)
         rows.append(
             (
                 title,
-                _spread(accuracy),
-                _spread(recall),
+                *(_spread([run.test[key] for run in some]) for key in SCORES.values()),
                 *(
                     lead(of_clips[one] - of_clips[method]) if one in of_clips and one != method else "-"
                     for one in (METTLE, MOLT)
@@ -105,8 +114,7 @@ def write_accuracy(
             )
     head = (
         "method",
-        "accuracy",
-        "mismatched recall",
+        *SCORES,
         "Mettle over it",
         "MoLT over it",
         "rate",

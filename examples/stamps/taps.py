@@ -132,7 +132,8 @@ class Split:
         loader = DataLoader(self.clips, BATCH, collate_fn=prepare)
         with tqdm(total=len(self), desc=f"frozen backbones, {folder.name}", unit="clip") as bar:
             for start, inputs in zip(range(0, len(self), BATCH), loader, strict=True):
-                taps = self.visual(inputs.frames.flatten(0, 1)), self.audio(inputs.log_mel)
+                frames, log_mel = (part.to(self.device) for part in inputs)
+                taps = self.visual(frames.flatten(0, 1)), self.audio(log_mel)
                 if stores is None:
                     rows = len(self) * self.segments, len(self)
                     v, a = (
@@ -144,7 +145,7 @@ class Split:
                     stores = v, a
                 stores[0].write(start * self.segments, taps[0])
                 stores[1].write(start, taps[1])
-                bar.update(len(inputs.frames))
+                bar.update(len(frames))
         return TapStore.open(paths[0], metadata), TapStore.open(paths[1], metadata)
 
     def _metadata(self, plan: Tensor) -> dict[str, Any]:

@@ -90,6 +90,7 @@ class Lavish(Baseline):
             "zeros": zeros,
         }
         super().__init__(visual, audio, **options)
+        self.pictures = Pictures()  # in float32, whatever the backbones' dtype: on a CPU 16 bits cannot be resized
 
     def _build(self, visual: FrozenBackbone, audio: FrozenBackbone) -> None:
         if audio.example_input.ndim < 3:
@@ -104,7 +105,6 @@ class Lavish(Baseline):
                 f"time; use audio_layout='segment'"
             )
         self.visual = self._tapped(visual, self._visual_taps(visual))
-        self.pictures = Pictures()
         self._blocks = blocks_with_branches(visual)
         self.beside = nn.ModuleList(
             nn.ModuleList(
@@ -120,7 +120,7 @@ class Lavish(Baseline):
     def _run(self, visual: Tensor, audio: Tensor, segments: int) -> Seen:
         spans = segments if self.audio_layout == "clip" else 1
         pictures = self.pictures(audio, spans, visual.shape[-2:])
-        both = torch.cat([visual.to(pictures.dtype), pictures])
+        both = torch.cat([visual.to(self.visual.dtype), pictures.to(self.visual.dtype)])
 
         def added(number: int, which: int, tokens: Tensor) -> Tensor:
             seen, heard = tokens.chunk(2)

@@ -1,4 +1,4 @@
-"""The naive adapters: a bottleneck beside or behind every attention and every MLP, each modality for itself."""
+"""The naive adapters: a bottleneck behind or beside every attention and every MLP, each modality for itself."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from fastav.baselines.base import Baseline
 from fastav.baselines.bottleneck import Bottleneck
 from fastav.baselines.sites import blocks_with_branches, inserted
 
-#: Where a bottleneck stands: parallel to a branch, or on what comes out of it.
-PLACEMENTS = ("beside", "behind")
+#: Where a bottleneck stands: on what comes out of a branch, or parallel to it.
+PLACEMENTS = ("behind", "beside")
 
 
 class Naive(Baseline):
     """A :class:`Bottleneck` at the attention and at the MLP of every block of both backbones.
 
-    With ``s = branch(x)`` of either, the block goes on with ``x + s + A(x)`` where A stands beside it, parallel, as
-    LAVISH's authors have it, and with ``x + s + A(s)`` where A stands behind it, sequential (Houlsby et al., 2019).
+    With ``s = branch(x)`` of either, the block goes on with ``x + s + A(s)`` where A stands behind it, sequential
+    (Houlsby et al., 2019), and with ``x + s + A(x)`` where A stands beside it, parallel, as LAVISH's authors have the
+    ones that they compare with.
 
     Args:
         visual: see :class:`Baseline`.
         audio: likewise.
-        placement: ``"beside"`` or ``"behind"``.
+        placement: ``"behind"`` or ``"beside"``.
         ratio: see :class:`Bottleneck`, as for the next three.
         groups: of its maps.
         batch_norm: whether it has them.
@@ -43,7 +44,7 @@ class Naive(Baseline):
         visual: nn.Module | FrozenBackbone,
         audio: nn.Module | FrozenBackbone,
         *,
-        placement: str = "beside",
+        placement: str = "behind",
         ratio: int = 8,
         groups: int = 2,
         batch_norm: bool = True,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from itertools import groupby
 from typing import Any
 
@@ -13,7 +12,7 @@ from fastav.backbones import FrozenBackbone
 from fastav.baselines.base import Baseline, Seen, blocks_of
 from fastav.baselines.dgsct import DGSCTAdapter
 from fastav.baselines.lockstep import in_step
-from fastav.baselines.sites import blocks_with_branches, check_runs_once, inserted
+from fastav.baselines.sites import blocks_with_branches, check_runs_once, inserted, inserted_around
 
 
 def pair_blocks(visual: Sequence[int], audio: Sequence[int]) -> list[tuple[int, int]]:
@@ -169,30 +168,8 @@ class DGSCT(Baseline):
                 return self.visual(visual)
 
         def hear(meet: Callable[[Tensor], Tensor]) -> list[Tensor]:
-            with _around(self._blocks[1], meet):
+            with inserted_around(self._blocks[1], meet):
                 return self.audio(audio)
 
         taps, heard = in_step(exchange, see, hear)
         return Seen(taps, heard[-1], (places[0], places[1]))
-
-
-@contextmanager
-def _around(blocks: Sequence[nn.Module], meet: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """While it lasts, add to some blocks' outputs what comes of their inputs, and again what comes of that sum."""
-    waiting: list[Tensor] = []
-
-    def enter(block: nn.Module, args: Any, kwargs: Any) -> None:
-        x = args[0] if args else kwargs["hidden_states"]
-        waiting.append(meet(x.flatten(1, -2)))  # maps (B, H, W, D) are tokens in rows
-
-    def leave(block: nn.Module, args: Any, output: Any) -> Any:
-        found = output[0] if isinstance(output, tuple) else output
-        tokens = found.flatten(1, -2) + waiting.pop()
-        tokens = (tokens + meet(tokens)).reshape(found.shape)
-        return (tokens, *output[1:]) if isinstance(output, tuple) else tokens
-
-    with ExitStack() as hooks:
-        for block in blocks:
-            hooks.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
-            hooks.callback(block.register_forward_hook(leave).remove)
-        yield

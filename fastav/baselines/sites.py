@@ -117,6 +117,24 @@ def inserted(
         yield
 
 
+@contextmanager
+def inserted_around(blocks: Sequence[nn.Module], added: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While it lasts, add to some blocks' outputs what a function makes of their inputs, and then of that sum.
+
+    Args:
+        blocks: the blocks, which run one after the other.
+        added: is given tokens (B, N, D), first before the block runs; gives what is to be added, (B, N, D).
+    """
+    made, waiting = partial(_of_tokens, added), list[Tensor]()
+    with ExitStack() as hooks:
+        for block in blocks:
+            enter = partial(_enter, waiting, made)
+            hooks.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
+            for more in (partial(_kept, waiting), made):
+                hooks.callback(block.register_forward_hook(partial(_leave, more)).remove)
+        yield
+
+
 def _of_tokens(added: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """What is made of tokens; maps (B, H, W, D) are tokens in rows."""
     return added(x.flatten(1, -2))

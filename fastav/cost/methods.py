@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict
 from inspect import Parameter, signature
 from typing import Any
 
@@ -58,13 +58,16 @@ def check_options(options: Mapping[str, Mapping[str, Any]], methods: Sequence[st
 
 def method_options(name: str) -> list[str]:
     """Names of the options that a method of :data:`METHODS` leaves to the user."""
+    return sorted(set(default_options(name)) - set(DERIVED))
+
+
+def default_options(name: str) -> dict[str, Any]:
+    """All options of a method of :data:`METHODS`, with what they are unless it is told otherwise."""
     if name in OURS:
-        names = [one.name for one in fields(adapter_class(name).config_class)]
-    else:
-        classes = [cls for cls in BASELINES[name].__mro__ if issubclass(cls, Baseline)]
-        taken = [one for cls in classes for one in signature(cls).parameters.values()]
-        names = [one.name for one in taken if one.kind is Parameter.KEYWORD_ONLY]
-    return sorted(set(names) - set(DERIVED))
+        return asdict(adapter_class(name).config_class())
+    classes = [cls for cls in reversed(BASELINES[name].__mro__) if issubclass(cls, Baseline)]
+    taken = [one for cls in classes for one in signature(cls).parameters.values()]
+    return {one.name: one.default for one in taken if one.kind is Parameter.KEYWORD_ONLY}
 
 
 def build_method(

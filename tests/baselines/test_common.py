@@ -143,6 +143,17 @@ def test_backbones_in_half_precision_are_read_out_in_float32(pair, clips):
     assert [m.blocks[0].norm1.weight.dtype for m in halves] == [torch.bfloat16] * 2
 
 
+def test_lavish_brings_spectrograms_to_their_size_before_they_are_rounded(pair, clips):
+    """On a CPU PyTorch does not resize in bfloat16 at all."""
+    model = create_baseline("lavish", visual=pair[0].bfloat16(), audio=pair[1].bfloat16(), ratio=2).train()
+    frames, sound = clips[0].float(), clips[1].float().repeat(1, 1, 1, 2, 3)
+    given = []
+    model.visual.module.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+    assert model(frames, sound).audio.isfinite().all()
+    wanted = type(model.pictures)()(sound.flatten(0, 1), 1, frames.shape[-2:])
+    assert torch.equal(given[0][-len(wanted) :], wanted.bfloat16())
+
+
 def read_outs(model, clips):
     """What both read-outs of a run are given and what they give."""
     found = []

@@ -87,6 +87,22 @@ def test_stored_taps_are_the_backbones_own(clips):
     assert pooled.shape == (6, 4, 10, 384)
 
 
+def test_backbones_are_given_the_clips_where_they_are(studio, tmp_path):
+    came = []
+
+    class Elsewhere:
+        device, tap_names, module = torch.device("meta"), ("one",), torch.nn.Linear(1, 1)
+
+        def __call__(self, given):
+            came.append(given.device.type)
+            return [torch.zeros(len(given), 2, 3)]
+
+    made = compose(studio.material, "test", 2, seed=0, image_size=42)
+    split = taps.Split(made, made.labels, Elsewhere(), Elsewhere(), tmp_path)
+    assert came == ["meta"] * 2
+    assert split.device.type == "meta"
+
+
 def test_taps_are_written_once(clips, tmp_path, monkeypatch):
     again = clips["test"]
     monkeypatch.setattr(taps, "DataLoader", None)  # whoever wants to run the backbones fails

@@ -9,14 +9,17 @@ from examples.stamps import peers, splits
 from examples.stamps.exercises import METTLE, POOLED
 from examples.stamps.peers_report import Outcome, write_accuracy
 from examples.stamps.training import LEARNING_RATE, _parameter_groups
+from fastav.baselines import Naive
 from fastav.cost import METHODS
+from fastav.cost.profile import Absence
 from tests.cost.test_measure import GIVEN, cells
 
 for module in ("greenlet", "peft"):
     pytest.importorskip(module)
 
 SIZES = {"train": 4, "validation": 2, "test": 3}
-SCORES = {"accuracy": 40.0, "mismatched_recall": 10.0}
+SCORES = {"accuracy": 40.0, "foreground_accuracy": 30.0, "mismatched_recall": 10.0}
+NOTHING = "always background", {"accuracy": 51.5, "foreground_accuracy": 0.0, "mismatched_recall": 100.0}
 RUN = Outcome("naive", 1e-3, 0, 50.0, SCORES, [40.0] * 3, 900, 100, 0.25, 1.0, "here, commit 1a2b3c4d5e6f")
 
 
@@ -60,9 +63,9 @@ def test_every_learning_rate_makes_a_difference(exercise, method):
     ("validation", "tried", "best"),
     [
         ({1.0: 50, 3.0: 60, 9.0: 55}, [1, 3, 9], 3),
-        ({1.0: 50, 3.0: 60, 9.0: 65}, [1, 3, 9], 9),
+        ({1.0: 50, 3.0: 60, 9.0: 65, 27.0: 65}, [1, 3, 9, 27], 9),
         ({1.0: 50, 3.0: 40, 1 / 3: 45}, [1, 3, 1 / 3], 1),
-        ({1.0: 50, 3.0: 50, 1 / 3: 55}, [1, 3, 1 / 3], 1 / 3),
+        ({1.0: 50, 3.0: 50, 1 / 3: 55, 1 / 9: 56, 1 / 27: 50}, [1, 3, 1 / 3, 1 / 9, 1 / 27], 1 / 9),
     ],
 )
 def test_validation_chooses_the_rate_and_other_seeds_follow(validation, tried, best):
@@ -74,7 +77,7 @@ def test_validation_chooses_the_rate_and_other_seeds_follow(validation, tried, b
         return replace(RUN, rate=rate, seed=seed, validation=validation[rate], test={"accuracy": -validation[rate]})
 
     found = peers.outcomes(run, 1.0, 3)
-    assert [rate for rate, _ in asked[:3]] == tried
+    assert asked == [*((rate, 0) for rate in tried), (best, 1), (best, 2)]
     assert [(one.rate, one.seed) for one in found] == [(best, 0), (best, 1), (best, 2)]
 
 
@@ -84,41 +87,72 @@ def test_methods_of_which_runs_are_missing_are_left_out(tmp_path):
         for method in ("naive", "lavish") if seed == 0 else ("naive",):
             run = replace(RUN, method=method, rate=rate, seed=seed, validation=1.0 if rate == 1e-3 else 0.0)
             path = peers.path_of(tmp_path, method, rate, seed)
-            path.write_text(json.dumps({**asdict(run), "settings": peers.settings()}))
+            path.write_text(json.dumps({**asdict(run), "settings": peers.settings(method)}))
     found = peers.kept(tmp_path, 2)
     assert list(found) == ["naive"]
     assert [run.seed for run in found["naive"]] == [0, 1]
 
 
+def test_a_run_of_a_method_with_other_options_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    path = peers.path_of(tmp_path, "naive", 1e-3, 0)
+    path.write_text(json.dumps({**asdict(RUN), "settings": peers.settings("naive")}))
+    assert peers.read("naive", 1e-3, 0, folder=tmp_path) == RUN
+    monkeypatch.setitem(Naive.__init__.__kwdefaults__, "placement", "beside")
+    with pytest.raises(ValueError, match=r"was run with .*'placement': 'behind'.*, wanted .*'placement': 'beside'"):
+        peers.read("naive", 1e-3, 0, folder=tmp_path)
+
+
+def test_what_a_method_costs_or_why_that_is_not_known(monkeypatch):
+    asked = {}
+
+    def measured(names, visual, audio, inputs, *, audio_layout, own):
+        asked[names[0]] = own
+        return [GIVEN if names[0] == "mettle" else Absence(names[0], "it does not fit")]
+
+    monkeypatch.setattr(peers, "random_inputs", lambda *backbones, **sizes: ())
+    monkeypatch.setattr(peers, "profile", measured)
+    found, reasons = peers.costs([POOLED, peers.METTLE_ONE, "naive"], None, None)
+    assert found == {peers.METTLE_ONE: GIVEN}
+    assert reasons == ["The cost of naive was not measured: it does not fit."]
+    assert asked == {"mettle": {"mettle": peers.ADAPTERS[peers.METTLE_ONE][1]}, "naive": {"naive": {}}}
+
+
 def test_every_method_with_a_cost_has_a_rate():
-    assert {method.lower() for method in peers.RATES} - {POOLED.lower()} == set(METHODS)
+    assert {peers.ADAPTERS.get(method, (method, {}))[0] for method in peers.RATES} - {POOLED} == set(METHODS)
 
 
 def test_table_and_points_hold_what_they_were_given(tmp_path):
     there = replace(RUN, test={**RUN.test, "accuracy": 44.0}, where="there, commit 1a2b3c4d5e6f")
     pooled = replace(RUN, of_clips=[40.0, 10.0, 40.0])
     runs = {METTLE: [RUN, there], POOLED: [pooled, pooled]}
-    table, points = write_accuracy(tmp_path, runs, {METTLE: GIVEN}, "Somewhere.")
+    table, points = write_accuracy(tmp_path, runs, {METTLE: GIVEN}, NOTHING, "Somewhere.")
     text = table.read_text()
+    assert cells(text, "always background") == ["always background", "51.5", "0.0", "100.0", *["-"] * 10]
     assert cells(text, "Mettle") == [
-        "Mettle", "42.0 ± 2.8", "10.0 ± 0.0", "-", "-", "0.001", "0.25", "900", "100", "5.0", "12", "100", "2.00",
+        "Mettle", "42.0 ± 2.8", "30.0 ± 0.0", "10.0 ± 0.0", "-", "-", "0.001", "0.25", "900", "100",
+        "5.0", "12", "100", "2.00",
     ]  # fmt: skip
     # 0, 30 and 0 more: 10 on average, with a standard deviation of 300 ** 0.5, over 3 ** 0.5.
     assert cells(text, POOLED) == [
-        POOLED, "40.0 ± 0.0", "10.0 ± 0.0", "+10.0 ± 10.0", "-", "0.001", "0.25", "900", "100", "-", "-", "-", "-",
+        POOLED, "40.0 ± 0.0", "30.0 ± 0.0", "10.0 ± 0.0", "+10.0 ± 10.0", "-", "0.001", "0.25", "900", "100",
+        *["-"] * 4,
     ]  # fmt: skip
     assert "mean ± standard deviation over 2 seeds;" in text
     assert "Somewhere. Trained on here, commit 1a2b3c4d5e6f; there, commit 1a2b3c4d5e6f." in text
     told = json.loads(points.read_text())
     (point,) = told["methods"]
-    assert told["without cost"] == [{"title": POOLED, "accuracy": 40.0}]
+    assert told["without cost"] == [
+        {"title": "always background", "accuracy": 51.5},
+        {"title": POOLED, "accuracy": 40.0},
+    ]
     assert point == {"method": "mettle", "title": "Mettle", "accuracy": 42.0, "deviation": pytest.approx(8**0.5),
                      "saved": 5_000_000}  # fmt: skip
 
 
 def test_of_a_single_run_there_is_no_spread(tmp_path):
-    table, _ = write_accuracy(tmp_path, {"naive": [RUN]}, {}, "")
+    table, _ = write_accuracy(tmp_path, {"naive": [RUN]}, {}, NOTHING, "")
     text = table.read_text()
-    assert cells(text, "naive adapters")[1:3] == ["40.0", "10.0"]
+    assert cells(text, "naive adapters")[1:4] == ["40.0", "30.0", "10.0"]
     assert "Percent, of one run of each method;" in text
     assert "±" not in text
