@@ -53,7 +53,7 @@ class Pair:
         for parameter in adapter.distillation.to_output:  # starts at zero, which would hide half of the branch
             nn.init.normal_(parameter, std=0.1)
         if adapter.distillation.standardization is not None:
-            adapter.distillation.standardization.measuring = False
+            adapter.distillation.standardization.complete = True
         return adapter
 
     def taps(self, adapter: Adapter) -> tuple[list[Tensor], list[Tensor]]:
@@ -128,7 +128,7 @@ def device_launches(pair: Pair) -> dict[str, tuple[int, int]]:
 def _launches_of(adapter: Adapter, pair: Pair) -> tuple[int, int]:
     for module in adapter.modules():
         if isinstance(module, TapStandardization):
-            module.measuring = False
+            module.complete = True
     visual, audio = pair.taps(adapter)
     parameters = [p for p in adapter.parameters() if p.requires_grad]
 

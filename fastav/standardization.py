@@ -24,6 +24,8 @@ class TapStandardization(nn.Module):
         norm: the taps' row norm, see :func:`fastav.ops.distill`.
         eps: its epsilon, also added to the variances.
         batches: how many batches to measure.
+        follow: whether to go on measuring after these, for taps that move while they are trained: as a running mean in
+            which a new batch has a share of one in so many.
     """
 
     spread: Tensor | None
@@ -35,9 +37,18 @@ class TapStandardization(nn.Module):
     tokens: Tensor
     measured: Tensor
 
-    def __init__(self, widths: Sequence[int], groups: Sequence[int], norm: str, eps: float, batches: int) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int],
+        groups: Sequence[int],
+        norm: str,
+        eps: float,
+        batches: int,
+        *,
+        follow: bool = False,
+    ) -> None:
         super().__init__()
-        self.widths, self.norm, self.eps, self.batches = tuple(widths), norm, eps, batches
+        self.widths, self.norm, self.eps, self.batches, self.follow = tuple(widths), norm, eps, batches, follow
         starts: dict[int, int] = {}
         size = 0
         for group, width in zip(groups, widths, strict=True):
@@ -57,9 +68,14 @@ class TapStandardization(nn.Module):
         self.register_buffer("zeros", torch.zeros(sum(widths)), persistent=False)
         self.register_buffer("tokens", torch.zeros(len(widths), dtype=torch.long))
         self.register_buffer("measured", torch.zeros((), dtype=torch.long))
-        # `measuring` is `measured < batches` in Python: reading the buffer would make the host wait for the device.
-        self.measuring = True
+        # `complete` is `measured >= batches` in Python: reading the buffer would make the host wait for the device.
+        self.complete = False
         self.register_load_state_dict_post_hook(_resume)
+
+    @property
+    def measuring(self) -> bool:
+        """Whether the next training batch is to be measured."""
+        return self.follow or not self.complete
 
     def forward(self) -> tuple[list[Tensor], list[Tensor]]:
         """Weight and bias of every tap's norm: two lists of (D_l,) tensors."""
@@ -75,43 +91,53 @@ class TapStandardization(nn.Module):
         """Take one more batch of taps into the statistics, of all processes together where there are several.
 
         Means and variances are merged, never sums of squares: the channels that need standardising most have means far
-        larger than their spread. This is the one place that goes through the taps one by one; it runs for the first
-        batches only, in which all processes must take part.
+        larger than their spread. This is the one place that goes through the taps one by one; all processes must take
+        part. After the first batches the host does not wait for the device here.
 
         Raises:
-            ValueError: a tap holds numbers that are not finite, which would stay in the statistics for good.
+            ValueError: of the first batches, a tap holds numbers that are not finite, which would stay in the
+                statistics for good.
         """
         mean, variance = self._moments(taps) if taps else torch.zeros_like(self.mean, dtype=self._wide()).expand(2, -1)
-        widths = torch.tensor(self.widths, device=mean.device)
-        size = torch.tensor([len(tap) * tap.shape[1] for tap in taps] or [0] * len(self.widths), device=mean.device)
-        several = dist.is_available() and dist.is_initialized()
-        own = size.clone()
-        if several:
-            dist.all_reduce(size)
-        if not size.any():
+        counts = [len(tap) * tap.shape[1] for tap in taps] or [0] * len(self.widths)
+        if dist.is_available() and dist.is_initialized():
+            mean, variance, counts = self._joint(mean, variance, counts)
+        if not any(counts):
             return
-        if several:
-            share = (own.to(mean.dtype) / size).repeat_interleave(widths)
-            joint = mean * share
-            dist.all_reduce(joint)
-            variance = (variance + (mean - joint).square()) * share
-            dist.all_reduce(variance)
-            mean = joint
-        self.tokens += size
-        share = (size / self.tokens).repeat_interleave(widths)  # of this batch among all so far
+        if self.complete:
+            share: float | Tensor = 1 / self.batches
+        else:
+            size = torch.tensor(counts, device=mean.device)
+            self.tokens += size
+            share = (size / self.tokens).repeat_interleave(self._widths(mean.device))  # of this batch among all so far
         step = mean - self.mean
         variance = self.variance + share * (variance - self.variance + (1 - share) * step.square())
         self.mean.add_(share * step)
         self.variance.copy_(variance)
         self.inverse_std.copy_(torch.rsqrt(variance + self.eps))
         self.measured += 1
-        _resume(self)
+        _update(self)
+
+    def _joint(self, mean: Tensor, variance: Tensor, counts: list[int]) -> tuple[Tensor, Tensor, list[int]]:
+        """Mean, variance and numbers of tokens of all processes' batches together."""
+        own = torch.tensor(counts, device=mean.device)
+        size = own.clone()
+        dist.all_reduce(size)
+        share = (own.to(mean.dtype) / size.clamp(min=1)).repeat_interleave(self._widths(mean.device))
+        joint = mean * share
+        dist.all_reduce(joint)
+        variance = (variance + (mean - joint).square()) * share
+        dist.all_reduce(variance)
+        return joint, variance, size.tolist()
+
+    def _widths(self, device: torch.device) -> Tensor:
+        return torch.tensor(self.widths, device=device)
 
     def _moments(self, taps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Mean and variance of all channels over a batch's tokens."""
         moments = [torch.var_mean(self._rows(tap), 0, correction=0) for tap in taps]
         variance, mean = (torch.cat(parts) for parts in zip(*moments, strict=True))
-        if not torch.isfinite(variance).all():
+        if not self.complete and not torch.isfinite(variance).all():
             bad = next(i for i, (v, _) in enumerate(moments) if not torch.isfinite(v).all())
             raise ValueError(f"tap {bad} holds NaN or infinite numbers; look at the backbone's input and its dtype")
         return mean.to(self._wide()), variance.to(self._wide())
@@ -144,8 +170,14 @@ class _Affine(torch.autograd.Function):
         return torch.addcmul(d_weight * inverse_std, d_bias, shift), d_bias, None, None, None, None
 
 
-def _resume(module: TapStandardization, _: object = None) -> None:
-    """Bring up to date what follows from the saved buffers, after a batch or after loading."""
-    module.measuring = int(module.measured) < module.batches
-    with torch.no_grad():
-        torch.mul(module.mean, module.inverse_std, out=module.shift).neg_()
+def _update(module: TapStandardization) -> None:
+    """Bring up to date what follows from the buffers, after a batch."""
+    module.complete = module.complete or int(module.measured) >= module.batches
+    torch.mul(module.mean, module.inverse_std, out=module.shift).neg_()
+
+
+@torch.no_grad()
+def _resume(module: TapStandardization, _: object) -> None:
+    """The same after loading."""
+    module.complete = False
+    _update(module)

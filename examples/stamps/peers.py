@@ -66,12 +66,12 @@ RATES: dict[str, float] = {
     MOLT: 1e-3,
     MOLT_ONE: 1e-3,
     "frozen": 2e-3,
-    "ladder": 1e-3,
+    "ladder": 3e-4,
     "lora": 3e-4,
-    "naive": 1e-3,
-    "lavish": 1e-3,
-    "dg-sct": 1e-3,
-    "full": 3e-5,
+    "naive": 3e-4,
+    "lavish": 3e-4,
+    "dg-sct": 3e-4,
+    "full": 1e-5,
 }
 FACTOR = 3  # from one rate to the next
 

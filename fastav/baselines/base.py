@@ -32,11 +32,12 @@ class ReadOut(nn.Module):
         width: D of the last block.
         out: W.
         batches: how many first training batches the statistics are measured over.
+        follow: whether they go on being measured, as what is read moves with what is trained.
     """
 
-    def __init__(self, width: int, out: int, batches: int) -> None:
+    def __init__(self, width: int, out: int, batches: int, *, follow: bool) -> None:
         super().__init__()
-        self.standardization = TapStandardization([width], [0], "none", EPS, batches)
+        self.standardization = TapStandardization([width], [0], "none", EPS, batches, follow=follow)
         self.to_width = nn.Linear(width, out)
 
     def forward(self, tokens: Tensor, places: Tensor | None = None) -> Tensor:
@@ -80,12 +81,14 @@ class Baseline(nn.Module):
         audio_layout: ``"segment"`` or ``"clip"``, see :class:`fastav.MettleConfig`.
         dense: whether the output's ``features`` are wanted: the maps of the last visual block of each stage, or of each
             quarter of a backbone with a single one.
-        standardize_batches: over how many first training batches the read-outs measure their statistics.
+        standardize_batches: over how many first training batches the read-outs measure their statistics; where what is
+            read moves with what is trained, they follow it as a running mean over as many.
 
     Attributes:
         visual: the visual backbone as it runs.
         audio: the audio backbone as it runs, if it does.
         through: whether gradients run through the backbones.
+        moves: whether what is read out moves in training.
         copies: whether they are copied, so that those that were given stay as they are.
         num_tokens: K = 1.
 
@@ -96,6 +99,7 @@ class Baseline(nn.Module):
 
     name: ClassVar[str]
     through: ClassVar[bool] = True
+    moves: ClassVar[bool] = True
     copies: ClassVar[bool] = False
     num_tokens: ClassVar[int] = 1
     visual: FrozenBackbone
@@ -126,7 +130,7 @@ class Baseline(nn.Module):
             if not isinstance(child, FrozenBackbone):
                 child.to(whole["visual"].dtype)
         self.read_visual, self.read_audio = (
-            ReadOut(found, width, standardize_batches) for found in self._read_widths()
+            ReadOut(found, width, standardize_batches, follow=self.moves) for found in self._read_widths()
         )
 
     def _whole(self, given: nn.Module | FrozenBackbone) -> FrozenBackbone:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, pad
+from torch.nn.functional import adaptive_avg_pool2d, layer_norm, pad
 
 from fastav.backbones import FrozenBackbone
 from fastav.baselines.base import Baseline, blocks_of
@@ -21,10 +21,10 @@ TEMPERATURE = 0.1
 class Ladder(nn.Module):
     """The side network of one backbone: a narrow transformer layer for each of its blocks.
 
-    ``h_i = layer_i(g_i h_{i-1} + (1 - g_i) D_i x_i)`` with the backbone's tokens ``x_i``, a linear map ``D_i`` down and
-    a gate ``g_i = sigmoid(w_i / T)``; the first is ``h_1 = layer_1(D_1 x_1)``. Between stages h is averaged to as many
-    places as there are and brought to the next stage's width. As many tokens as the backbone's: that is what a ladder
-    costs. A layer is the identity at first.
+    ``h_i = layer_i(g_i h_{i-1} + (1 - g_i) D_i x_i)`` with the backbone's tokens ``x_i``, normalised, a linear map
+    ``D_i`` down and a gate ``g_i = sigmoid(w_i / T)``; the first is ``h_1 = layer_1(D_1 x_1)``. Between stages h is
+    averaged to as many places as there are and brought to the next stage's width. As many tokens as the backbone's:
+    that is what a ladder costs. A layer is the identity at first.
 
     It attends in windows where its block does, shifted where its block's are; cut by nothing at the map's edges. A map
     whose sides the windows do not divide is padded at its end, as blocks do it, but nothing attends to the padding: the
@@ -77,6 +77,8 @@ class Ladder(nn.Module):
 
     def forward(self, taps: list[Tensor]) -> Tensor:
         """All blocks' tokens, (B, N_l, D_l) each -> the side network's last, (B, N, D / r)."""
+        # Later blocks put out tokens many times as large as the first ones do.
+        taps = [layer_norm(tap, tap.shape[-1:]) for tap in taps]
         h = _in_windows(self.layers[0], self.down[0](taps[0]), self.windows[0])
         for i, gate in enumerate((self.gate / TEMPERATURE).sigmoid(), 1):
             x = self.down[i](taps[i])
@@ -93,7 +95,7 @@ class LadderSideTuning(Baseline):
     Args:
         visual: see :class:`Baseline`.
         audio: likewise.
-        ratio: D over the side networks' widths.
+        ratio: D over the side networks' widths; 4 is the authors' for vision and language.
         options: see :class:`Baseline`; of ``features`` the backbone's own maps are given.
 
     Raises:
@@ -108,7 +110,7 @@ class LadderSideTuning(Baseline):
         visual: nn.Module | FrozenBackbone,
         audio: nn.Module | FrozenBackbone,
         *,
-        ratio: int = 8,
+        ratio: int = 4,
         **options: Any,
     ) -> None:
         self.ratio = ratio

@@ -13,6 +13,7 @@ class FrozenFeatures(Baseline):
 
     name = "frozen"
     through = False
+    moves = False
 
 
 class FullFineTuning(Baseline):

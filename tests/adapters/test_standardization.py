@@ -145,3 +145,25 @@ def test_batches_that_are_not_finite_are_refused():
         module.measure(batch)
     assert module.measured == 0
     assert torch.isfinite(module.mean).all()
+
+
+def test_what_moves_is_followed():
+    """After the first batches each counts for one of as many; loading changes nothing of that."""
+    module = TapStandardization((6,), (0,), "none", 1e-6, batches=2, follow=True)
+    batches = [[scale * taps(5)[number][0]] for number, scale in enumerate((1.0, 1.0, 3.0, 5.0))]
+    rows = [batch[0].flatten(0, 1).double() for batch in batches]
+    first = torch.cat(rows[:2])
+    mean, variance = first.mean(0), first.var(0, unbiased=False)
+    for number, batch in enumerate(batches):
+        assert module.measuring
+        module.measure(batch)
+        if number == 2:
+            state = module.state_dict()
+            module = TapStandardization((6,), (0,), "none", 1e-6, batches=2, follow=True)
+            module.load_state_dict(state)
+        if number >= 2:  # half of what was and half of the batch, as of two sets of points of one size
+            variance = (variance + rows[number].var(0, unbiased=False)) / 2 + (mean - rows[number].mean(0)).square() / 4
+            mean = (mean + rows[number].mean(0)) / 2
+    torch.testing.assert_close(module.mean.double(), mean, rtol=1e-5, atol=1e-5)  # float32 sums of some hundred rows
+    torch.testing.assert_close(module.variance.double(), variance, rtol=1e-5, atol=0)
+    assert module.measured == 4

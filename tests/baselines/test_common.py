@@ -343,7 +343,7 @@ def test_mistakes_are_named(tiny, pair):
     assert built("lavish", (vit, unknown))(torch.randn(1, 3, 3, 32, 32), torch.randn(1, 3, 6, 4)).audio.shape[1] == 3
     with pytest.raises(ValueError, match=r"Lavish: audio_layout='clip' .* blocks of Sequential are of no known family"):
         built("lavish", (vit, unknown), audio_layout="clip")
-    with pytest.raises(ValueError, match=r"placement is 'after', wanted one of \('beside', 'behind'\)"):
+    with pytest.raises(ValueError, match=r"placement is 'after', wanted one of \('behind', 'beside'\)"):
         built("naive", pair, placement="after")
     with pytest.raises(ValueError, match=r"targets is 'qkv', wanted one of \('all', 'attention'\)"):
         built("lora", pair, targets="qkv")
@@ -417,6 +417,21 @@ def test_read_outs_are_standardised_by_the_first_training_batches(pair, clips, b
     torch.testing.assert_close(found.mean, pooled.mean(0))
     torch.testing.assert_close(found.variance, pooled.var(0, correction=0))
     assert int(found.measured) == batches
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_standardisation_follows_what_moves(pair, clips, name):
+    """All that a read-out is given moves with what is trained, but for frozen features."""
+    model = built(name, pair, standardize_batches=1).train()
+    for _ in range(3):
+        model(*clips)
+    model.eval()(*clips)
+    assert int(model.read_visual.standardization.measured) == (1 if name == "frozen" else 3)
+    (seen, _), *_ = read_outs(model.train(), clips)
+    tokens, places = seen[0], seen[1] if len(seen) > 1 else None
+    tokens = torch.nn.functional.layer_norm(tokens, tokens.shape[-1:])
+    means = (tokens.mean(1, keepdim=True) if places is None else places @ tokens)[:, 0]
+    torch.testing.assert_close(model.read_visual.standardization.mean, means.mean(0).detach())
 
 
 @pytest.mark.parametrize("name", ["naive", "lavish", "dg-sct", "lora", "full"])

@@ -38,8 +38,8 @@ def test_frozen_features_are_the_last_tokens(pair, clips):
     check(model, clips, pair[0].blocks(v), pair[1].blocks(a))
 
 
-def test_naive_by_hand(pair, clips):
-    model, last = stirred(built("naive", pair)), []
+def test_naive_beside_by_hand(pair, clips):
+    model, last = stirred(built("naive", pair, placement="beside")), []
     for vit, x, beside in zip(pair, clips, (model.beside["visual"], model.beside["audio"]), strict=True):
         x = stem(vit, x)
         for block, (first, second) in zip(vit.blocks, beside, strict=True):
@@ -51,7 +51,7 @@ def test_naive_by_hand(pair, clips):
 
 def test_naive_behind_by_hand(pair, clips):
     """Each is given what comes out of the attention and of the MLP, before that goes onto the tokens."""
-    model, last = stirred(built("naive", pair, placement="behind")), []
+    model, last = stirred(built("naive", pair)), []
     for vit, x, behind in zip(pair, clips, (model.beside["visual"], model.beside["audio"]), strict=True):
         x = stem(vit, x)
         for block, (first, second) in zip(vit.blocks, behind, strict=True):
@@ -128,7 +128,7 @@ def test_ladder_by_hand(pair, clips):
         for i, block in enumerate(vit.blocks):
             x = block(x)
             down = ladder.down[i]
-            y = x @ down.weight.T + down.bias
+            y = F.layer_norm(x, x.shape[-1:]) @ down.weight.T + down.bias
             if h is not None:
                 gate = torch.sigmoid(ladder.gate[i - 1] / 0.1)
                 y = gate * h + (1 - gate) * y
@@ -164,7 +164,8 @@ def test_ladder_follows_the_stages(tiny, size):
     )
     model = create_baseline("ladder", visual=swin, audio=tiny.vit(in_chans=1), ratio=2)
     ladder = stirred(model).beside_visual
-    taps = [torch.randn(2, n, d) for n, d in zip(model.visual.tokens, model.visual.widths, strict=True)]
+    taps = [3 * torch.randn(2, n, d) for n, d in zip(model.visual.tokens, model.visual.widths, strict=True)]
+    normalised = [F.layer_norm(tap, tap.shape[-1:]) for tap in taps]
 
     def windowed(i, tokens):
         size, shift = swin_window(swin, model.visual.tap_names[i])
@@ -181,10 +182,10 @@ def test_ladder_follows_the_stages(tiny, size):
                     out[:, r, c] = done[:, k]
         return out.flatten(1, 2)
 
-    h = windowed(0, ladder.down[0](taps[0]))
-    assert not torch.allclose(h, ladder.layers[0](ladder.down[0](taps[0])), atol=1e-2)  # of all tokens
+    h = windowed(0, ladder.down[0](normalised[0]))
+    assert not torch.allclose(h, ladder.layers[0](ladder.down[0](normalised[0])), atol=1e-2)  # of all tokens
     for i in range(1, 5):
-        y = ladder.down[i](taps[i])
+        y = ladder.down[i](normalised[i])
         if model.visual.stages[i] != model.visual.stages[i - 1]:
             side = int(taps[i].shape[1] ** 0.5)
             h = h.view(2, side, 2, side, 2, -1).mean((2, 4)).flatten(1, 2)  # of 2 x 2 places
@@ -198,7 +199,8 @@ def test_ladders_layers_start_as_identities(pair, clips):
     """Half of what came before and half of the block's own, all the way up."""
     ladder = built("ladder", pair).beside_visual
     taps = FrozenBackbone(pair[0])(clips[0].flatten(0, 1))
-    h = ladder.down[0](taps[0])
-    for tap, down in zip(taps[1:], ladder.down[1:], strict=True):
-        h = (h + down(tap)) / 2
+    own = [down(F.layer_norm(tap, tap.shape[-1:])) for tap, down in zip(taps, ladder.down, strict=True)]
+    h = own[0]
+    for one in own[1:]:
+        h = (h + one) / 2
     torch.testing.assert_close(ladder(taps), h)
