@@ -28,8 +28,8 @@ def inputs(pair):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_all_methods_are_what_they_claim_to_be(pair, inputs, options, name):
-    step = build_step(name, *pair, inputs, **options.get(name, {}))
+def test_all_methods_are_what_they_claim_to_be(pair, inputs, name):
+    step = build_step(name, *pair, inputs)
     before = [p.detach().clone() for p in step.parameters]
     # DG-SCT adds behind its first whole audio block: no gradient need run through that one; LAVISH hears with its eyes.
     reached = {"lora": (5, 5), "naive": (5, 5), "lavish": (3, 3), "dg-sct": (4, 5), "full": (5, 5)}.get(name, (0, 5))
@@ -154,7 +154,7 @@ def changed_distill(monkeypatch, dtype, change):
 
 @pytest.mark.parametrize("name", OURS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_factors_may_be_rounded_to_the_taps_dtype(pair, inputs, options, monkeypatch, name, dtype):
+def test_factors_may_be_rounded_to_the_taps_dtype(pair, inputs, monkeypatch, name, dtype):
     """As GPUs multiply taps in 16 bits by them."""
     pair, inputs = [module.to(dtype) for module in pair], [x.to(dtype) for x in inputs]
     rounded = []
@@ -164,7 +164,7 @@ def test_factors_may_be_rounded_to_the_taps_dtype(pair, inputs, options, monkeyp
         return x.to(dtype).float()
 
     changed_distill(monkeypatch, dtype, rounding)
-    check(build_step(name, *pair, inputs, **options.get(name, {})))
+    check(build_step(name, *pair, inputs))
     assert rounded
 
 

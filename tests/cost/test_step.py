@@ -18,9 +18,9 @@ ROWS = CLIPS * SEGMENTS
 TAP = ROWS * TOKENS * WIDTH * 4  # bytes in float32
 
 
-def step(pair, name, options=None):
+def step(pair, name):
     inputs = random_inputs(*pair, clips=CLIPS, segments=SEGMENTS)
-    return build_step(name, *pair, inputs, **(options or {}).get(name, {}))
+    return build_step(name, *pair, inputs)
 
 
 def test_saved_storages_count_once_and_what_is_there_anyway_does_not():
@@ -112,8 +112,8 @@ def test_adapters_inside_of_blocks_are_the_methods(pair):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_step_is_whole_and_always_the_same(pair, options, name):
-    run = step(pair, name, options)
+def test_a_step_is_whole_and_always_the_same(pair, name):
+    run = step(pair, name)
     run()
     before = [p.detach().clone() for p in run.parameters]
     torch.manual_seed(5)
@@ -150,7 +150,7 @@ def test_infer_is_forward_alone_in_eval_mode(pair):
     assert run.task.training
 
 
-def test_methods_have_the_same_labels_and_inputs_do_not_depend_on_the_order(pair, options):
+def test_methods_have_the_same_labels_and_inputs_do_not_depend_on_the_order(pair):
     torch.manual_seed(1)
     one, two = step(pair, "mettle"), step(pair, "naive")
     assert torch.equal(one.batch["labels"], two.batch["labels"])
