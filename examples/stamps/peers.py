@@ -31,7 +31,7 @@ from examples.stamps.peers_report import Outcome, write_accuracy
 from examples.stamps.scenes import SEGMENTS
 from examples.stamps.splits import CPU, Studio
 from examples.stamps.training import CLIP_NORM, LEARNING_RATE, WARM_UP, train
-from fastav.baselines import create_baseline
+from fastav.baselines import BASELINES, create_baseline
 from fastav.cost import METHODS, Cost, random_inputs
 from fastav.cost.methods import DERIVED, default_options
 from fastav.cost.profile import profile
@@ -43,7 +43,8 @@ SEED = 1  # of the clips: the demo's are others, and Mettle's and MoLT's recipe 
 IMAGE_SIZE = 98  # pixels, 7 x 7 patches: what two cores can train through
 EPOCHS = 4
 BATCH = 2
-MEASURED = 128  # clips over which what is read is measured, of all methods but the mean-pooled, which measures all
+MEASURED = 128  # clips over which what is read and does not move is measured; the mean-pooled features measure all
+FOLLOWED = 8  # batches over which the running statistics reach of what moves
 
 #: The adapters once more with as many tokens as the peers' read-outs have, for a head of the same size.
 METTLE_ONE, MOLT_ONE = (f"{name}, one token" for name in (METTLE, MOLT))
@@ -155,15 +156,16 @@ def localization(
         device,
     )
     splits = studio.clips(sizes, image_size, SEED)
-    measured = {"standardize_batches": MEASURED // BATCH}
-    exercise = exercises.localization(splits, weak=False, **measured)
-    fewer = exercises.localization(splits, weak=False, num_tokens=1, **measured)
+    batches = standardize_batches(METTLE)
+    exercise = exercises.localization(splits, weak=False, standardize_batches=batches)
+    fewer = exercises.localization(splits, weak=False, standardize_batches=batches, num_tokens=1)
     exercise.methods.update({METTLE_ONE: fewer.methods[METTLE], MOLT_ONE: fewer.methods[MOLT]})
     visual, audio = splits["train"].visual.module, splits["train"].audio.module
     classes = studio.material.num_classes
 
     def peer(name: str) -> Callable[[], Model]:
-        options = measured | ({"num_segments": SEGMENTS} if name == "dg-sct" else {})
+        options = {"standardize_batches": standardize_batches(name)}
+        options |= {"num_segments": SEGMENTS} if name == "dg-sct" else {}
         return lambda: Model(
             Live(create_baseline(name, visual=visual, audio=audio, width=WIDTH, audio_layout="clip", **options)),
             LocalizationTask(classes, num_tokens=1, width=WIDTH),
@@ -205,7 +207,7 @@ def settings(method: str) -> dict[str, Any]:
                 "image_size": IMAGE_SIZE,
                 "epochs": EPOCHS,
                 "batch": BATCH,
-                "measured": MEASURED,
+                "standardize_batches": standardize_batches(method),
                 "weight_decay": Exercise.weight_decay,
                 "rate_of_heads": LEARNING_RATE,
                 "warm_up": WARM_UP,
@@ -215,6 +217,11 @@ def settings(method: str) -> dict[str, Any]:
             }
         )
     )
+
+
+def standardize_batches(method: str) -> int:
+    """Over how many batches statistics of what a method reads are measured."""
+    return FOLLOWED if method in BASELINES and BASELINES[method].moves else MEASURED // BATCH
 
 
 def path_of(folder: Path, method: str, rate: float, seed: int) -> Path:
@@ -255,12 +262,12 @@ def outcome(exercise: Exercise, method: str, rate: float, seed: int, *, folder: 
         method,
         rate,
         seed,
-        max(run.monitored),
+        run.monitored,
         run.scores["test"],
         run.of_clips.tolist(),
         run.trainable - head,
         head,
-        run.losses[-1],
+        run.losses,
         run.seconds_per_epoch,
         f"{where(exercise.examples['train'].split.device)}, commit {commit()}",
     )

@@ -28,12 +28,12 @@ class Outcome:
         method: which.
         rate: its learning rate.
         seed: of its weights and the clips' order.
-        validation: the best epoch's score on validation, in percent.
+        monitored: each epoch's score on validation, in percent; the best one chooses the epoch.
         test: that epoch's scores on the test split, in percent.
         of_clips: each test clip's own accuracy.
         trainable: parameters, without the head's.
         head: the head's.
-        loss: of the last epoch in training.
+        losses: of each epoch in training.
         seconds_per_epoch: median.
         where: device, versions, date and commit of the run.
     """
@@ -41,14 +41,24 @@ class Outcome:
     method: str
     rate: float
     seed: int
-    validation: float
+    monitored: list[float]
     test: dict[str, float]
     of_clips: list[float]
     trainable: int
     head: int
-    loss: float
+    losses: list[float]
     seconds_per_epoch: float
     where: str
+
+    @property
+    def validation(self) -> float:
+        """The best epoch's score on validation, in percent."""
+        return max(self.monitored)
+
+    @property
+    def epoch(self) -> int:
+        """The best one, counted from one; of several the last."""
+        return max(number for number, score in enumerate(self.monitored, 1) if score == self.validation)
 
 
 def write_accuracy(
@@ -68,7 +78,7 @@ def write_accuracy(
         notes: how both were measured.
     """
     title, scores = nothing
-    rows = [(title, *(f"{scores[key]:.1f}" for key in SCORES.values()), *["-"] * 10)]
+    rows = [(title, *(f"{scores[key]:.1f}" for key in SCORES.values()), *["-"] * 11)]
     points, beside = [], [{"title": title, "accuracy": scores["accuracy"]}]
     of_clips = {method: torch.tensor([run.of_clips for run in some]).mean(0) for method, some in runs.items()}
     for method, some in runs.items():
@@ -84,7 +94,8 @@ def write_accuracy(
                     for one in (METTLE, MOLT)
                 ),
                 f"{some[0].rate:.3g}",
-                f"{statistics.mean(run.loss for run in some):.2f}",
+                ", ".join(f"{run.epoch}" for run in some),
+                f"{statistics.mean(run.losses[-1] for run in some):.2f}",
                 f"{some[0].trainable:,}",
                 f"{some[0].head:,}",
                 *(
@@ -118,6 +129,7 @@ def write_accuracy(
         "Mettle over it",
         "MoLT over it",
         "rate",
+        "best epoch",
         "last loss",
         "trainable",
         "head",

@@ -20,7 +20,19 @@ for module in ("greenlet", "peft"):
 SIZES = {"train": 4, "validation": 2, "test": 3}
 SCORES = {"accuracy": 40.0, "foreground_accuracy": 30.0, "mismatched_recall": 10.0}
 NOTHING = "always background", {"accuracy": 51.5, "foreground_accuracy": 0.0, "mismatched_recall": 100.0}
-RUN = Outcome("naive", 1e-3, 0, 50.0, SCORES, [40.0] * 3, 900, 100, 0.25, 1.0, "here, commit 1a2b3c4d5e6f")
+RUN = Outcome(
+    "naive",
+    1e-3,
+    0,
+    [45.0, 50.0, 40.0],
+    SCORES,
+    [40.0] * 3,
+    900,
+    100,
+    [2.0, 0.5, 0.25],
+    1.0,
+    "here, commit 1a2b3c4d5e6f",
+)
 
 
 @pytest.fixture
@@ -74,7 +86,7 @@ def test_validation_chooses_the_rate_and_other_seeds_follow(validation, tried, b
 
     def run(rate, seed):
         asked.append((rate, seed))
-        return replace(RUN, rate=rate, seed=seed, validation=validation[rate], test={"accuracy": -validation[rate]})
+        return replace(RUN, rate=rate, seed=seed, monitored=[validation[rate]], test={"accuracy": -validation[rate]})
 
     found = peers.outcomes(run, 1.0, 3)
     assert asked == [*((rate, 0) for rate in tried), (best, 1), (best, 2)]
@@ -83,9 +95,11 @@ def test_validation_chooses_the_rate_and_other_seeds_follow(validation, tried, b
 
 def test_methods_of_which_runs_are_missing_are_left_out(tmp_path):
     (tmp_path / "runs").mkdir()
-    for rate, seed in ((1e-3, 0), (3e-3, 0), (1e-3 / 3, 0), (1e-3, 1)):
+    first = peers.RATES["naive"]
+    assert first == peers.RATES["lavish"]
+    for rate, seed in ((first, 0), (3 * first, 0), (first / 3, 0), (first, 1)):
         for method in ("naive", "lavish") if seed == 0 else ("naive",):
-            run = replace(RUN, method=method, rate=rate, seed=seed, validation=1.0 if rate == 1e-3 else 0.0)
+            run = replace(RUN, method=method, rate=rate, seed=seed, monitored=[float(rate == first)])
             path = peers.path_of(tmp_path, method, rate, seed)
             path.write_text(json.dumps({**asdict(run), "settings": peers.settings(method)}))
     found = peers.kept(tmp_path, 2)
@@ -128,14 +142,14 @@ def test_table_and_points_hold_what_they_were_given(tmp_path):
     runs = {METTLE: [RUN, there], POOLED: [pooled, pooled]}
     table, points = write_accuracy(tmp_path, runs, {METTLE: GIVEN}, NOTHING, "Somewhere.")
     text = table.read_text()
-    assert cells(text, "always background") == ["always background", "51.5", "0.0", "100.0", *["-"] * 10]
+    assert cells(text, "always background") == ["always background", "51.5", "0.0", "100.0", *["-"] * 11]
     assert cells(text, "Mettle") == [
-        "Mettle", "42.0 ± 2.8", "30.0 ± 0.0", "10.0 ± 0.0", "-", "-", "0.001", "0.25", "900", "100",
+        "Mettle", "42.0 ± 2.8", "30.0 ± 0.0", "10.0 ± 0.0", "-", "-", "0.001", "2, 2", "0.25", "900", "100",
         "5.0", "12", "100", "2.00",
     ]  # fmt: skip
     # 0, 30 and 0 more: 10 on average, with a standard deviation of 300 ** 0.5, over 3 ** 0.5.
     assert cells(text, POOLED) == [
-        POOLED, "40.0 ± 0.0", "30.0 ± 0.0", "10.0 ± 0.0", "+10.0 ± 10.0", "-", "0.001", "0.25", "900", "100",
+        POOLED, "40.0 ± 0.0", "30.0 ± 0.0", "10.0 ± 0.0", "+10.0 ± 10.0", "-", "0.001", "2, 2", "0.25", "900", "100",
         *["-"] * 4,
     ]  # fmt: skip
     assert "mean ± standard deviation over 2 seeds;" in text
