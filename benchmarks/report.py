@@ -33,6 +33,11 @@ _LEGEND = (
     "backbone for both modalities and no audio one."
 )
 
+_CHECKPOINTED = (
+    "The peers' blocks keep what goes into them alone, and run again in backward; ours, which pass no blocks, are as "
+    "above. DG-SCT's two backbones wait for each other inside of their blocks, which cannot run again one by one."
+)
+
 
 def together(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Several runs as one; the first one's machine, all commits, the first and the last date.
@@ -72,12 +77,12 @@ def write_report(values: Mapping[str, Any], folder: Path, accuracy: Path = ACCUR
     for batch in dict.fromkeys(one["batch"] for one, _ in methods):
         some = [(one, cost) for one, cost in methods if one["batch"] == batch]
         costs = [cost for _, cost in some]
-        name = f"costs-{batch.replace(' ', '-')}.png"
+        name = f"costs-{batch.replace(',', '').replace(' ', '-')}.png"
         title = f"{some[0][0]['size']}, {costs[0].segments} segments a clip, {_batch(some[0][0])}"
         absent = {TITLES[one["method"]]: one["reason"] for one in missing if one["batch"] == batch}
         draw_costs(costs, folder / name, title, where=place, absent=absent)
         pictures.append(folder / name)
-        parts.append(_methods(title, costs, name))
+        parts.append(_methods(title, costs, name, _CHECKPOINTED if "checkpointed" in batch else _LEGEND))
         parts += [f"{TITLES[one['method']]} was not measured: {one['reason']}."
                   for one in missing if one["batch"] == batch]  # fmt: skip
     if scaling:
@@ -115,13 +120,14 @@ def costs_of(values: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Cost]]:
 
 def _batch(one: Mapping[str, Any]) -> str:
     """In words."""
-    if one["batch"] != "largest":
-        return one["batch"]
-    return "the largest batch that fits" + (f" into {one['memory'] >> 20} MiB" if one["memory"] else "")
+    size, _, rest = one["batch"].partition(", ")
+    if size == "largest":
+        size = "the largest batch that fits" + (f" into {one['memory'] >> 20} MiB" if one["memory"] else "")
+    return f"{size}, {rest}" if rest else size
 
 
-def _methods(title: str, costs: Sequence[Cost], picture: str) -> str:
-    lines = [f"## {title}", f"![where memory and time go]({picture})", cost_table(costs, markdown=True), _LEGEND]
+def _methods(title: str, costs: Sequence[Cost], picture: str, legend: str) -> str:
+    lines = [f"## {title}", f"![where memory and time go]({picture})", cost_table(costs, markdown=True), legend]
     lines += [*notes(costs), "Where it goes:", parts_table(costs, markdown=True), _against_lavish(costs)]
     return "\n\n".join(line for line in lines if line)
 

@@ -83,6 +83,8 @@ class Baseline(nn.Module):
             quarter of a backbone with a single one.
         standardize_batches: over how many first training batches the read-outs measure their statistics; where what is
             read moves with what is trained, they follow it as a running mean over as many.
+        gradient_checkpointing: whether the backbones' blocks, with what stands in them, keep what goes into them alone
+            and run again in backward; where gradients run through them.
 
     Attributes:
         visual: the visual backbone as it runs.
@@ -93,8 +95,8 @@ class Baseline(nn.Module):
         num_tokens: K = 1.
 
     Raises:
-        ValueError: an audio layout that the audio backbone does not allow, backbones of two dtypes, or a backbone with
-            a ``chunk`` where gradients run through it.
+        ValueError: an audio layout that the audio backbone does not allow, backbones of two dtypes, a backbone with a
+            ``chunk`` where gradients run through it, or ``gradient_checkpointing`` where none do.
     """
 
     name: ClassVar[str]
@@ -114,8 +116,15 @@ class Baseline(nn.Module):
         audio_layout: str = "segment",
         dense: bool = False,
         standardize_batches: int = 8,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        if gradient_checkpointing and not self.through:
+            raise ValueError(
+                f"{type(self).__name__}: gradient_checkpointing=True, but no gradients run through the backbones, so "
+                f"that nothing of theirs is kept for backward; leave it out"
+            )
+        self.gradient_checkpointing = gradient_checkpointing
         self.width, self.audio_layout, self.dense = width, audio_layout, dense
         whole = {"visual": self._whole(visual), "audio": self._whole(audio)}
         check_audio_layout(audio_layout, whole["audio"], by=type(self).__name__)
@@ -126,6 +135,10 @@ class Baseline(nn.Module):
                 f"{whole['audio'].dtype}; bring one to the other's dtype, what stands in both must have one"
             )
         self._build(whole["visual"], whole["audio"])
+        if gradient_checkpointing:
+            for modality, backbone in whole.items():
+                if hasattr(self, modality):
+                    getattr(self, modality).run_again = backbone.tap_names
         for child in self.children():
             if not isinstance(child, FrozenBackbone):
                 child.to(whole["visual"].dtype)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastav.baselines.again import BatchNorm
+
 
 class Bottleneck(nn.Module):
     """Norm, grouped map down, activation, grouped map up, norm, gate: ``x -> g LN(BN(relu(BN(LN(x) D)) U))``.
@@ -34,8 +36,8 @@ class Bottleneck(nn.Module):
         self.norm_before, self.norm_after = nn.LayerNorm(width), nn.LayerNorm(width)
         self.down = nn.Conv1d(width, inner, 1, groups=groups, bias=False)
         self.up = nn.Conv1d(inner, width, 1, groups=groups, bias=False)
-        self.norm_down = nn.BatchNorm1d(inner) if batch_norm else nn.Identity()
-        self.norm_up = nn.BatchNorm1d(width) if batch_norm else nn.Identity()
+        self.norm_down = BatchNorm(inner) if batch_norm else nn.Identity()
+        self.norm_up = BatchNorm(width) if batch_norm else nn.Identity()
         self.activation = nn.ReLU() if activate else nn.Identity()
         self.gate = nn.Parameter(torch.zeros(1))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -127,8 +128,7 @@ class Lavish(Baseline):
             beside: Any = self.beside[number]
             return torch.cat([beside[which]["visual"](seen, heard), beside[which]["audio"](heard, seen)])
 
-        with inserted(self._blocks, added):
-            taps = self.visual(both)
+        taps = self.visual(both, inside=partial(inserted, self._blocks, added))
         return Seen([tap[: len(visual)] for tap in taps], taps[-1][len(visual) :])
 
     def _cut(self, tokens: Tensor, segments: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -83,8 +84,9 @@ class Naive(Baseline):
 
     def _taps(self, modality: str, x: Tensor) -> list[Tensor]:
         beside: Any = self.beside[modality]
-        behind = self.placement == "behind"
-        with inserted(
-            self._blocks[modality], lambda number, which, tokens: beside[number][which](tokens), behind=behind
-        ):
-            return getattr(self, modality)(x)
+
+        def added(number: int, which: int, tokens: Tensor) -> Tensor:
+            return beside[number][which](tokens)
+
+        inside = partial(inserted, self._blocks[modality], added, behind=self.placement == "behind")
+        return getattr(self, modality)(x, inside=inside)

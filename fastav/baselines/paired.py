@@ -63,9 +63,9 @@ class DGSCT(Baseline):
         options: see :class:`Baseline`.
 
     Raises:
-        ValueError: one backbone for both, a block whose branches are not known, a ratio or groups that do not divide
-            its width, or tokens that do not divide into ``num_segments``; when called, inputs that give other
-            numbers of tokens than the backbones' ``example_input``.
+        ValueError: ``gradient_checkpointing``, one backbone for both, a block whose branches are not known, a ratio or
+            groups that do not divide its width, or tokens that do not divide into ``num_segments``; when called, inputs
+            that give other numbers of tokens than the backbones' ``example_input``.
         ImportError: greenlet is missing, which lets the backbones wait for each other.
     """
 
@@ -86,6 +86,11 @@ class DGSCT(Baseline):
         zeros: bool = False,
         **options: Any,
     ) -> None:
+        if options.get("gradient_checkpointing"):
+            raise ValueError(
+                "DGSCT: gradient_checkpointing=True, but its two backbones wait for each other inside of their blocks, "
+                "which cannot run again one by one; leave it out"
+            )
         self.num_segments = num_segments
         self.settings: dict[str, Any] = {
             "num_tokens": num_tokens,

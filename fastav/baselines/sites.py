@@ -69,7 +69,7 @@ def check_runs_once(backbone: FrozenBackbone) -> None:
     if any(getattr(module, "grad_checkpointing", False) for module in backbone.module.modules()):
         raise ValueError(
             f"{type(backbone.module).__name__} checkpoints gradients, and adapters inside of its blocks are gone when "
-            f"these run again; call its set_grad_checkpointing(False)"
+            f"these run again; call its set_grad_checkpointing(False), and give gradient_checkpointing=True instead"
         )
 
 
@@ -88,7 +88,11 @@ def blocks_with_branches(backbone: FrozenBackbone) -> list[nn.Module]:
 
 @contextmanager
 def inserted(
-    blocks: Sequence[nn.Module], added: Callable[[int, int, Tensor], Tensor], *, behind: bool = False
+    blocks: Sequence[nn.Module],
+    added: Callable[[int, int, Tensor], Tensor],
+    *,
+    behind: bool = False,
+    only: nn.Module | None = None,
 ) -> Iterator[None]:
     """While it lasts, add to both branches of some blocks what a function makes of what goes into them, or comes out.
 
@@ -97,6 +101,7 @@ def inserted(
         added: is given a block's number, 0 for its attention or 1 for its MLP, and what goes into that, (B, N, D);
             gives what is to be added to what comes out, (B, N, D). It is called before the branch runs.
         behind: whether it is given what comes out instead, after the branch has run and before that goes onto x.
+        only: the one of these blocks that will run, if the others do not.
 
     Raises:
         ValueError: a block whose branches are not known.
@@ -104,6 +109,8 @@ def inserted(
     sites = [branch_sites(block) for block in blocks]
     with ExitStack() as hooks:
         for number, (block, pair) in enumerate(zip(blocks, sites, strict=True)):
+            if only not in (None, block):
+                continue
             for which, site in enumerate(pair):
                 entry, exit_ = block.get_submodule(site.entry), block.get_submodule(site.exit)
                 made = partial(_of_tokens, partial(added, number, which))

@@ -38,6 +38,7 @@ def values():
         own,
         peer,
         {**own, "batch": "largest"},
+        {**peer, "batch": "one clip, checkpointed"},
         {**scaling, "value": 1, "over frozen": 1.1, "quartiles": [1.0, 1.25]},
         {**scaling, "value": 2, "over frozen": 1.2, "quartiles": [1.1, 1.3]},
         op,
@@ -67,12 +68,15 @@ def accuracy(tmp_path):
 def test_report_holds_the_figures(tmp_path, accuracy):
     pytest.importorskip("matplotlib")
     written = report.write_report(values(), tmp_path, accuracy)
-    names = ["report.md", "costs-one-clip.png", "costs-largest.png", "scaling.png", "roofline.png", "accuracy.png"]
+    costs = ["costs-one-clip.png", "costs-largest.png", "costs-one-clip-checkpointed.png"]
+    names = ["report.md", *costs, "scaling.png", "roofline.png", "accuracy.png"]
     assert [path.name for path in written] == names
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written[1:])
     text = written[0].read_text()
     assert text.startswith("# What training costs: Some CPU, 2031-02-03 04:05 UTC")
     assert "## small pair, 10 segments a clip, the largest batch that fits into 384 MiB" in text
+    assert "## small pair, 10 segments a clip, one clip, checkpointed" in text
+    assert text.count("run again in backward") == 1
     assert "LAVISH was not measured: not even one clip fits." in text
     assert "LAVISH, 4 clips, was not measured: it is too large." in text
     # 5 MB of 50 MB, 12.3 of 49.2 MB, twice as long, and as many of its own frozen forward's.
