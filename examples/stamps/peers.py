@@ -198,7 +198,8 @@ def settings(method: str) -> dict[str, Any]:
     """What a run depends on beside method, rate, seed and code, as JSON gives it back."""
     name, own = ADAPTERS.get(method, (method, {}))
     defaults = default_options(name) if name in METHODS else {"layers": METTLE_TAPS}
-    options = {key: value for key, value in (defaults | own).items() if key not in DERIVED}
+    apart = {*DERIVED, "gradient_checkpointing"}  # which changes no bit
+    options = {key: value for key, value in (defaults | own).items() if key not in apart}
     return json.loads(
         json.dumps(
             {

@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from benchmarks.report import ACCURACY
 from examples.stamps import peers, splits
 from examples.stamps.exercises import METTLE, POOLED
 from examples.stamps.peers_report import Outcome, write_accuracy
@@ -115,6 +116,15 @@ def test_a_run_of_a_method_with_other_options_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(Naive.__init__.__kwdefaults__, "placement", "beside")
     with pytest.raises(ValueError, match=r"was run with .*'placement': 'behind'.*, wanted .*'placement': 'beside'"):
         peers.read("naive", 1e-3, 0, folder=tmp_path)
+
+
+def test_runs_that_are_committed_are_of_todays_methods():
+    paths = sorted((ACCURACY.parent / "runs").glob("*.json"))
+    assert paths
+    for path in paths:
+        one = json.loads(path.read_text())
+        run = peers.read(one["method"], one["rate"], one["seed"], folder=ACCURACY.parent)
+        assert path == peers.path_of(ACCURACY.parent, run.method, run.rate, run.seed)
 
 
 def test_what_a_method_costs_or_why_that_is_not_known(monkeypatch):
