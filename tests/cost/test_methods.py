@@ -45,8 +45,8 @@ def test_random_numbers_of_others_stay_as_they_are(pair, monkeypatch):
 
 
 def test_options_are_those_that_the_user_chooses():
-    assert method_options("frozen") == ["dense", "width"]
-    assert method_options("lora") == ["alpha", "dense", "rank", "targets", "width"]
+    assert method_options("frozen") == ["dense", "gradient_checkpointing", "width"]
+    assert method_options("lora") == ["alpha", "dense", "gradient_checkpointing", "rank", "targets", "width"]
     assert {"num_tokens", "rank", "layers", "heads"} <= set(method_options("mettle"))
     assert not {"audio_layout", "standardize_batches", "num_segments"} & {o for m in METHODS for o in method_options(m)}
 
