@@ -2,18 +2,17 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from benchmarks.checks import Outcome
 from benchmarks.measure import Absence, Figure
-from fastav.cost.report import TITLES
 from fastav.cost.tables import aligned
 from fastav.cost.timing import Spread
 
-#: Launches of the whole side branch, forward and backward, for any number of taps: kernels, copies and fills.
-LAUNCHES = {"mettle": (12, 24), "molt": (24, 48)}
+#: Most launches of the whole side branch, forward and backward, for any number of taps: kernels, copies and fills.
+LAUNCHES = {"Mettle": (12, 24), "Mettle, one tap of each backbone": (12, 24), "MoLT": (24, 48)}
 
 
 @dataclass
@@ -27,8 +26,8 @@ class Report:
         figures: the ops' timings.
         absences: who was not timed, and why.
         branch: the side branch, forward and backward, by whose ops it runs on.
-        launches: by adapter, what its side branch gives the device, forward and backward.
-        steps: the frozen forward and training steps.
+        launches: what adapters' side branches give the device, forward and backward.
+        steps: the frozen forward and training steps: seconds, and over the frozen forward of the same round.
         profile: what the profiler says of the slowest call.
     """
 
@@ -39,7 +38,7 @@ class Report:
     absences: list[Absence] = field(default_factory=list)
     branch: dict[str, Spread] = field(default_factory=dict)
     launches: dict[str, tuple[int, int]] = field(default_factory=dict)
-    steps: dict[str, Spread] = field(default_factory=dict)
+    steps: dict[str, tuple[Spread, Spread]] = field(default_factory=dict)
     profile: str = ""
 
     @property
@@ -47,7 +46,7 @@ class Report:
         """Checks that failed, and fastav's own ops if they could not be timed."""
         own = [f"{a.case}: {a.reason}" for a in self.absences if a.contender == "ours"]
         many = [
-            f"{TITLES[name]} launches {found} times, forward and backward, allowed are {LAUNCHES[name]}"
+            f"{name} launches {found} times, forward and backward, allowed are {LAUNCHES[name]}"
             for name, found in self.launches.items()
             if any(count > most for count, most in zip(found, LAUNCHES[name], strict=True))
         ]
@@ -71,13 +70,13 @@ class Report:
             rows = [(a.case, a.contender, a.reason) for a in self.absences]
             parts.append("## Not timed\n\n" + aligned(("call", "by", "why"), rows, markdown=True))
         if self.branch:
-            parts.append("## Side branch, forward and backward\n\n" + _spreads(self.branch, "ours"))
+            parts.append("## Side branch, forward and backward\n\n" + _branches(self.branch))
         if self.launches:
-            counts = [(TITLES[name], *found, *LAUNCHES[name]) for name, found in self.launches.items()]
+            counts = [(name, *found, *LAUNCHES[name]) for name, found in self.launches.items()]
             head = ("side branch", "launches forward", "backward", "at most", "backward")
             parts.append("## What the side branch gives the device\n\n" + aligned(head, counts, markdown=True))
         if self.steps:
-            parts.append("## Training step\n\n" + _spreads(self.steps, "frozen forward alone"))
+            parts.append("## Training step, by turns, the host's time included\n\n" + _steps(self.steps))
         if self.profile:
             parts.append(f"## Profile\n\n```\n{self.profile}\n```")
         return "\n\n".join(parts) + "\n"
@@ -114,17 +113,21 @@ def _figures(figures: Sequence[Figure]) -> str:
     return aligned(("by", "direction", "median", "IQR", "GB/s", "of copy", "of ours"), rows, markdown=True)
 
 
-def _spreads(spreads: dict[str, Spread], unit: str) -> str:
+def _branches(spreads: Mapping[str, Spread]) -> str:
+    ours = spreads.get("ours")
     rows = [
-        (
-            name,
-            marked(s),
-            duration(s.iqr),
-            f"{s.median / spreads[unit].median:.2f} x" if unit in spreads else "-",
-        )
+        (name, marked(s), duration(s.iqr), f"{s.median / ours.median:.2f} x" if ours else "-")
         for name, s in spreads.items()
     ]
-    return aligned(("", "median", "IQR", f"of {unit}"), rows, markdown=True)
+    return aligned(("", "median", "IQR", "of ours"), rows, markdown=True)
+
+
+def _steps(steps: Mapping[str, tuple[Spread, Spread]]) -> str:
+    rows = [
+        (name, duration(took.median), duration(took.iqr), f"{ratio.median:.3f} x", f"{ratio.iqr:.3f}")
+        for name, (took, ratio) in steps.items()
+    ]
+    return aligned(("", "median", "IQR", "of the frozen forward", "IQR"), rows, markdown=True)
 
 
 def marked(spread: Spread) -> str:

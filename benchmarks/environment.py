@@ -16,6 +16,9 @@ from fastav.cost.where import device_name
 
 ROOT = Path(__file__).parents[1]
 
+#: What ``pytest benchmarks`` measures.
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
 NVIDIA = (
     "driver_version",
     "clocks.sm",
@@ -58,10 +61,11 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of the checkout, with a plus sign if files differ from it, or "unknown"."""
+    """The commit of the checkout, with a plus sign if files but results differ from it, or "unknown"."""
     try:
-        head = _run("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD").strip()
-        return head + ("+" if _run("git", "-C", str(ROOT), "status", "--porcelain").strip() else "")
+        git = ("git", "-C", str(ROOT))
+        head = _run(*git, "rev-parse", "--short=12", "HEAD").strip()
+        return head + ("+" if _run(*git, "status", "--porcelain", "--", ".", ":!benchmarks/results").strip() else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -64,20 +64,36 @@ def draw_roofline(ops: Sequence[Mapping[str, Any]], copy: float, products: float
     """Operations a second against operations a byte, under what copies and products reach here.
 
     Args:
-        ops: of pytest-benchmark's JSON; those whose operations are counted are drawn, which are distill's.
+        ops: of pytest-benchmark's JSON; those whose operations are counted are drawn, which are distill's, a panel a
+            call.
         copy: bytes a second, read and written.
         products: operations a second of PyTorch's fastest product.
         path: of the picture.
         device: its name, for the title.
     """
-    figure = Figure(figsize=(8, 5.4), dpi=130, layout="constrained")
-    panel = figure.subplots()
     counted = [one for one in ops if one["operations"]]
-    calls = ", ".join(dict.fromkeys(f"{one['case']}, {one['dtype']}" for one in counted))
-    panel.set_title(f"{calls}: forward (o), forward + backward (□)\n{device}", fontsize=10)
+    calls = list(dict.fromkeys((one["case"], one["dtype"]) for one in counted))
+    figure = Figure(figsize=(1.5 + 6.5 * len(calls), 5.4), dpi=130, layout="constrained")
+    figure.suptitle(device, fontsize=10)
+    panels = figure.subplots(1, len(calls), squeeze=False)[0]
     knee = products / copy
     intensities = [one["operations"] / one["bytes"] for one in counted]
-    low, high = min(*intensities, knee) / 2, 4 * max(*intensities, knee)
+    reach = min(*intensities, knee) / 2, 4 * max(*intensities, knee)
+    labels = [
+        _roofline(panel, [one for one in counted if (one["case"], one["dtype"]) == call], copy, products, reach)
+        for panel, call in zip(panels, calls, strict=True)
+    ]
+    for panel, some in zip(panels, labels, strict=True):
+        beside(figure, panel, some)
+    figure.savefig(path)
+
+
+def _roofline(
+    panel: Axes, ops: Sequence[Mapping[str, Any]], copy: float, products: float, reach: tuple[float, float]
+) -> list[Label]:
+    """Draw one call's; labels are left for when all is drawn."""
+    panel.set_title(f"{ops[0]['case']}, {ops[0]['dtype']}: forward (o), forward + backward (□)", fontsize=10)
+    (low, high), knee = reach, products / copy
     panel.plot([low, knee, high], [low * copy / 1e9, products / 1e9, products / 1e9], color="black", linewidth=1)
     panel.set(xscale="log", yscale="log", xlabel="operations a byte that must move", ylabel="GFLOP/s")
     for axis in (panel.xaxis, panel.yaxis):
@@ -90,13 +106,12 @@ def draw_roofline(ops: Sequence[Mapping[str, Any]], copy: float, products: float
         textcoords="offset points", ha="right", fontsize=8,
     )  # fmt: skip
     labels = [Label(low, low * copy / 1e9, f"a copy's {copy / 1e9:.0f} GB/s", "black")]
-    for one, intensity in zip(counted, intensities, strict=True):
-        rate = one["operations"] / one["spread"]["median"] / 1e9
+    for one in ops:
+        intensity, rate = one["operations"] / one["bytes"], one["operations"] / one["spread"]["median"] / 1e9
         colour = OWN if one["by"] == "ours" else OTHER
         panel.plot(intensity, rate, "o" if one["direction"] == "forward" else "s", color=colour)
         labels.append(Label(intensity, rate, one["by"], colour))
-    beside(figure, panel, labels)
-    figure.savefig(path)
+    return labels
 
 
 def draw_accuracy(

@@ -1,16 +1,15 @@
 """Pairs of backbones with random weights, whose methods are compared."""
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastav.cost.methods import random_inputs
+from fastav.cost.room import memory_of_machine
 
 #: K = 8 query tokens a tap and as many rows of one head, of Mettle and MoLT on the AVE step.
 AVE: Mapping[str, Any] = {"num_tokens": 8, "heads": 1}
@@ -61,20 +60,9 @@ def size_for(device: torch.device, *, full: bool) -> Size:
     if device.type == "cuda":
         return ave_step(torch.bfloat16, None)
     if full:
-        return ave_step(torch.float32, half_of_memory())
+        return ave_step(torch.float32, memory_of_machine() // 2)
     name = "Swin-V2-T at 64 px and HTS-AT at a quarter of its spectrogram"
     return Size(name, _swin_tiny, _htsat_quarter, 2, torch.float32, 192 << 20)
-
-
-#: Where containers are told how much memory they may use, by the second and the first version of control groups.
-LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-
-
-def half_of_memory() -> int:
-    """Bytes: half of what this machine has, or the container."""
-    told = [path.read_text().strip() for path in LIMITS if path.is_file()]
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([machine, *(int(limit) for limit in told if limit != "max")]) // 2
 
 
 def _swin(name: str, **options: Any) -> nn.Module:

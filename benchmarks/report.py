@@ -8,13 +8,14 @@ examples.stamps.peers`` has found it.
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import figures
 from benchmarks.device_report import duration, marked
-from fastav.cost import OURS, Cost
+from fastav.cost import METHODS, OURS, Cost
 from fastav.cost.report import TITLES, cost_table, draw_costs, notes, parts_table
 from fastav.cost.tables import aligned
 from fastav.cost.timing import Spread
@@ -39,19 +40,33 @@ _CHECKPOINTED = (
 )
 
 
+#: By what results are told apart.
+_IDENTITY = ("kind", "method", "batch", "axis", "value", "case", "by", "direction")
+
+
 def together(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Several runs as one; the first one's machine, all commits, the first and the last date.
+    """Several runs as one: all commits, the first and the last date; what the machine itself does as beside the ops.
 
     Raises:
-        ValueError: runs of several machines or versions.
+        ValueError: runs of several machines, versions or pairs of backbones, or two that measured the same thing.
     """
     for name in ("device", "vector path", "threads", "torch", "fastav"):
         if len(told := sorted({run["environment"].get(name, "?") for run in runs})) > 1:
             raise ValueError(f"the runs are of {name} {' and '.join(told)}; a report is of one")
+    infos = [one["extra_info"] for run in runs for one in run["benchmarks"]]
+    if len(sizes := sorted({info["size"] for info in infos if "size" in info})) > 1:
+        raise ValueError(f"the runs are of {' and '.join(sizes)}; a report is of one pair of backbones")
+    known = Counter(tuple(info[name] for name in _IDENTITY if name in info) for info in infos)
+    if twice := [what for what, count in known.items() if count > 1]:
+        raise ValueError(
+            f"several of the runs hold {', '.join(map(str, twice[0]))}; a report holds everything once, and "
+            "python -m benchmarks.repeat compares two runs"
+        )
     lists = {key: [one for run in runs for one in run.get(key, [])] for key in ("benchmarks", "absences")}
     dates, commits = (sorted({run["environment"].get(name, "unknown") for run in runs}) for name in ("date", "commit"))
     each = {"date": " to ".join(dict.fromkeys((dates[0], dates[-1]))), "commit": ", ".join(commits)}
-    return {**runs[0], **lists, "environment": runs[0]["environment"] | each}
+    beside_ops = max(runs, key=lambda run: sum(one["extra_info"].get("kind") == "op" for one in run["benchmarks"]))
+    return {**beside_ops, **lists, "environment": beside_ops["environment"] | each}
 
 
 def write_report(values: Mapping[str, Any], folder: Path, accuracy: Path = ACCURACY) -> list[Path]:
@@ -65,8 +80,8 @@ def write_report(values: Mapping[str, Any], folder: Path, accuracy: Path = ACCUR
     Returns:
         What was written, the report first.
     """
-    found = [dict(one["extra_info"], stats=one["stats"]) for one in values["benchmarks"]]
-    methods = costs_of(values)
+    found = [one["extra_info"] for one in values["benchmarks"]]
+    methods = sorted(costs_of(values), key=lambda one: METHODS.index(one[1].method))
     scaling = [one for one in found if one.get("kind") == "scaling"]
     ops = [one for one in found if one.get("kind") == "op"]
     missing = [one for one in values["absences"] if "method" in one]
@@ -113,8 +128,18 @@ def write_report(values: Mapping[str, Any], folder: Path, accuracy: Path = ACCUR
 
 
 def costs_of(values: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Cost]]:
-    """Every method that was measured in a run: all that is said of it, and its cost."""
+    """Every method that was measured in a run: all that is said of it, and its cost.
+
+    Raises:
+        ValueError: another version of the benchmarks wrote it.
+    """
     infos = [one["extra_info"] for one in values["benchmarks"] if one["extra_info"].get("kind") == "method"]
+    for info in infos:
+        if lacking := [name for name in Cost.__dataclass_fields__ if name not in info]:
+            raise ValueError(
+                f"what is said of {info['method']} lacks {', '.join(lacking)}: another version of pytest benchmarks "
+                "wrote this JSON; measure anew, or report with the commit that its environment names"
+            )
     return [(info, Cost.from_dict({name: info[name] for name in Cost.__dataclass_fields__})) for info in infos]
 
 
@@ -206,10 +231,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     folder = options.out or options.json[0].parent
     folder.mkdir(parents=True, exist_ok=True)
-    values = together([json.loads(path.read_text()) for path in options.json])
-    if options.out:
-        (folder / "benchmarks.json").write_text(json.dumps(values, indent=1) + "\n")
-    written = write_report(values, folder, options.accuracy)
+    try:
+        values = together([json.loads(path.read_text()) for path in options.json])
+        if options.out:
+            (folder / "benchmarks.json").write_text(json.dumps(values, indent=1) + "\n")
+        written = write_report(values, folder, options.accuracy)
+    except ValueError as error:
+        parser.error(str(error))
     print("\n".join(map(str, written)))
     return 0
 

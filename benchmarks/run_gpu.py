@@ -118,8 +118,7 @@ def run_ops(device: torch.device, results: Path, rounds: int, *, smoke: bool) ->
         with stage("device launches"):
             report.launches = device_launches(pair)
     with stage("training step"):
-        for name, spread in step_figures(pair, rounds):
-            report.steps[name] = spread
+        report.steps = step_figures(pair, rounds)
     with stage("profile"):
         worst = slowest(report.figures)
         workload = next(w for w in timed if w.case.name == worst)
@@ -138,13 +137,15 @@ def run_methods(device: torch.device, results: Path, *, smoke: bool) -> list[str
     parts = {method: ["benchmarks/test_methods.py", "-k", ids] for method, ids in chosen.items()}
     if not smoke:
         parts |= {name: [f"benchmarks/test_{name}.py"] for name in ("scaling", "ops")}
-    failed = []
+    failed: list[str] = []
+    together: list[str] = []
     for name, what in parts.items():
         failed += _run("pytest", "-q", "--benchmark-quiet", *what, "--report", str(folder / "parts" / name))
         if found := sorted(map(str, folder.glob("parts/*/benchmarks.json"))):
-            failed += _run("benchmarks.report", *found, "--out", str(folder))
-    shutil.rmtree(folder / "parts", ignore_errors=True)  # all of it is in what was put together
-    return failed
+            together = _run("benchmarks.report", *found, "--out", str(folder))
+    if found and not together:
+        shutil.rmtree(folder / "parts")  # all of it is in what was put together
+    return failed + together
 
 
 def run_profile(device: torch.device, results: Path) -> list[str]:

@@ -23,11 +23,14 @@ from fastav import reference
 from fastav.adapters import Adapter, distillation, mettle
 from fastav.cost import frozen_forward
 from fastav.cost.proof import ROUNDED_TOLERANCE, distance
-from fastav.cost.timing import Spread, measure
+from fastav.cost.timing import Spread, timed
 from fastav.standardization import TapStandardization
 
 #: How Mettle can lay its work on streams.
 SCHEDULES = ("serial", "fused", "streamed")
+
+#: What steps are compared to.
+FROZEN = "frozen forward alone"
 
 
 @dataclass(frozen=True)
@@ -117,12 +120,13 @@ def _branch(
 
 
 def device_launches(pair: Pair) -> dict[str, tuple[int, int]]:
-    """What the device is given by each adapter's side branch before the head, forward and backward.
+    """What the device is given by adapters' side branches before the head, forward and backward.
 
     Everything counts, PyTorch's own kernels, copies and fills too; only a GPU's profiler tells.
     """
     molt = fastav.MoLTAdapter(pair.visual, pair.audio, fastav.MoLTConfig(**AVE)).to(pair.frames.device)
-    return {"mettle": _launches_of(pair.adapter(), pair), "molt": _launches_of(molt, pair)}
+    some = {"Mettle": pair.adapter(), "Mettle, one tap of each backbone": pair.adapter(layers=1), "MoLT": molt}
+    return {name: _launches_of(adapter, pair) for name, adapter in some.items()}
 
 
 def _launches_of(adapter: Adapter, pair: Pair) -> tuple[int, int]:
@@ -219,11 +223,16 @@ def check_close(found: Any, exact: Any, dtype: torch.dtype, name: str) -> None:
     assert off <= limit, f"{name}: gradients are {off:.3g} of their size off, allowed are {limit:.3g}"
 
 
-def step_figures(pair: Pair, rounds: int) -> Iterator[tuple[str, Spread]]:
-    """Time the frozen forward alone and whole training steps, by schedule; equal gradients are checked first."""
+def step_figures(pair: Pair, rounds: int) -> dict[str, tuple[Spread, Spread]]:
+    """Time the frozen forward alone and whole training steps, by schedule; equal gradients are checked first.
+
+    Returns:
+        Of each, seconds from an idle device to an idle device, and how many times as long as the frozen forward it took
+        in the same round: clocks drift.
+    """
     device = pair.frames.device
     frozen = frozen_forward(pair.visual, pair.audio, (pair.frames, pair.sound), pair.config.audio_layout)
-    yield "frozen forward alone", measure([frozen], device, rounds)
+    calls: dict[str, Callable[[], Any]] = {FROZEN: frozen}
     first: Any = None
     for schedule in SCHEDULES:
         adapter = pair.adapter(schedule=schedule)
@@ -241,4 +250,11 @@ def step_figures(pair: Pair, rounds: int) -> Iterator[tuple[str, Spread]]:
         first = first or gradients
         for a, b in zip(gradients, first, strict=True):
             assert torch.equal(a, b), f"schedule {schedule}: other gradients than {SCHEDULES[0]}"
-        yield f"training step, {schedule}", measure([step], device, rounds)
+        calls[f"training step, {schedule}"] = step
+    for call in calls.values():
+        call()
+    times = [{name: timed(call, device) for name, call in calls.items()} for _ in range(rounds)]
+    return {
+        name: (Spread.of([one[name] for one in times]), Spread.of([one[name] / one[FROZEN] for one in times]))
+        for name in calls
+    }

@@ -8,26 +8,25 @@ fails.
 """
 
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
-import torch
 
+from benchmarks.environment import DEVICE
 from benchmarks.pairs import inputs
-from fastav.cost import METHODS, OURS, Cost, Step, WrongError, build_step, check, frozen_forward, measure_cost
+from fastav.baselines import BASELINES
+from fastav.cost import METHODS, OURS, Cost, Step, build_step, check, frozen_forward, measure_cost
 from fastav.cost.largest import fewer, largest_batch
-from fastav.cost.room import give_back, lacks_room
+from fastav.cost.profile import CHECKED_SEGMENTS
+from fastav.cost.room import give_back, unless_too_large
 from fastav.cost.timing import clock
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROUNDS = {"one clip": 5, "8 clips": 5, "largest": 3}
 CLIPS = {"one clip": 1, "8 clips": 8}
 BATCHES = [batch for batch in ROUNDS if DEVICE.type == "cuda" or batch != "8 clips"]
-CHECKED_SEGMENTS = 2
-#: Peers that can.
-CHECKPOINTED = ("lora", "naive", "lavish", "full")
+#: Peers whose blocks can run again in backward.
+CHECKPOINTED = [name for name, method in BASELINES.items() if not method.runs_once]
 
 
 @dataclass
@@ -51,20 +50,10 @@ def known():
     return Known()
 
 
-@contextmanager
-def unless_too_large():
-    """End the block where memory is exhausted."""
-    try:
-        yield
-    except Exception as error:
-        if not lacks_room(error):
-            raise
-
-
 @pytest.fixture
-def weigh(benchmark, size, pair, known, absence, absent):
+def weigh(benchmark, size, pair, known, absent, failing):
     """Check a method, then weigh and time it."""
-    return partial(_weigh, benchmark, size, pair, known, absence, absent)
+    return partial(_weigh, benchmark, size, pair, known, absent, failing)
 
 
 @pytest.mark.benchmark(timer=clock(DEVICE))
@@ -83,21 +72,25 @@ def test_checkpointed(weigh, method, batch):
     weigh(method, batch, checkpointed=True)
 
 
-def _weigh(benchmark, size, pair, known, absence, absent, method, batch, *, checkpointed=False):
-    key = method, checkpointed and method in CHECKPOINTED
-    options = size.ours if method in OURS else {"gradient_checkpointing": True} if key[1] else {}
-    make: Callable[..., Step] = partial(build_step, method, *pair, **options)
+def _weigh(benchmark, size, pair, known, absent, failing, method, batch, *, checkpointed=False):
     told = {"method": method, "batch": f"{batch}, checkpointed" if checkpointed else batch}
-    skip = partial(absent, **told)
-    try:
-        if key not in known.reached:
+    key = method, checkpointed and method in CHECKPOINTED
+    with failing(**told):
+        _measured(benchmark, size, pair, known, partial(absent, **told), key, batch)
+    benchmark.extra_info |= told
+    benchmark.group = f"training step, {size.name}, {told['batch']}"
+
+
+def _measured(benchmark, size, pair, known, skip, key, batch):
+    method, again = key
+    options = size.ours if method in OURS else {"gradient_checkpointing": True} if again else {}
+    make: Callable[..., Step] = partial(build_step, method, *pair, **options)
+    if key not in known.reached:
+        try:
             with unless_too_large():
                 known.reached[key] = check(make(inputs(pair, 1, CHECKED_SEGMENTS)))
-    except ImportError as error:
-        skip(str(error))
-    except WrongError as error:
-        absence(f"it is not what it claims to be: {error}", **told)
-        raise
+        except ImportError as error:
+            skip(str(error))
     if key not in known.reached:
         skip(f"its check in float64, of {CHECKED_SEGMENTS} segments, does not fit into the device's memory")
     clips = CLIPS.get(batch)
@@ -117,13 +110,13 @@ def _weigh(benchmark, size, pair, known, absence, absent, method, batch, *, chec
         give_back()
     else:
         skip(f"{batch} does not fit" if clips else "not even one clip fits")
-    with unless_too_large():
-        benchmark.pedantic(step, rounds=ROUNDS[batch], warmup_rounds=1)
-    benchmark.group = f"training step, {size.name}, {told['batch']}"
     benchmark.extra_info |= {
         "kind": "method",
         "size": size.name,
         "memory": size.memory,
-        **told,
         **known.costs[*key, count].as_dict(),
     }
+    with unless_too_large():
+        benchmark.pedantic(step, rounds=ROUNDS[batch], warmup_rounds=1)
+        return
+    skip("it was measured, and found no room when pytest-benchmark timed it once more")

@@ -65,6 +65,10 @@ class Seen(NamedTuple):
     places: tuple[Tensor, Tensor] | None = None
 
 
+#: Why a method has no use for gradient checkpointing whose backbones are frozen for good.
+NOTHING_KEPT = "no gradients run through the backbones, so that nothing of theirs is kept for backward"
+
+
 class Baseline(nn.Module):
     """A peer's method over two backbones, called as an adapter is: the same inputs, the same output.
 
@@ -90,17 +94,19 @@ class Baseline(nn.Module):
         visual: the visual backbone as it runs.
         audio: the audio backbone as it runs, if it does.
         through: whether gradients run through the backbones.
+        runs_once: why blocks cannot run again in backward; empty where they can.
         moves: whether what is read out moves in training.
         copies: whether they are copied, so that those that were given stay as they are.
         num_tokens: K = 1.
 
     Raises:
         ValueError: an audio layout that the audio backbone does not allow, backbones of two dtypes, a backbone with a
-            ``chunk`` where gradients run through it, or ``gradient_checkpointing`` where none do.
+            ``chunk`` where gradients run through it, or ``gradient_checkpointing`` where blocks run once.
     """
 
     name: ClassVar[str]
     through: ClassVar[bool] = True
+    runs_once: ClassVar[str] = ""
     moves: ClassVar[bool] = True
     copies: ClassVar[bool] = False
     num_tokens: ClassVar[int] = 1
@@ -119,11 +125,8 @@ class Baseline(nn.Module):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        if gradient_checkpointing and not self.through:
-            raise ValueError(
-                f"{type(self).__name__}: gradient_checkpointing=True, but no gradients run through the backbones, so "
-                f"that nothing of theirs is kept for backward; leave it out"
-            )
+        if gradient_checkpointing and self.runs_once:
+            raise ValueError(f"{type(self).__name__}: gradient_checkpointing=True, but {self.runs_once}; leave it out")
         self.gradient_checkpointing = gradient_checkpointing
         self.width, self.audio_layout, self.dense = width, audio_layout, dense
         whole = {"visual": self._whole(visual), "audio": self._whole(audio)}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, layer_norm, pad
 
 from fastav.backbones import FrozenBackbone
-from fastav.baselines.base import Baseline, blocks_of
+from fastav.baselines.base import NOTHING_KEPT, Baseline, blocks_of
 
 #: T of LST: a gate is sigmoid(w / T).
 TEMPERATURE = 0.1
@@ -104,6 +104,7 @@ class LadderSideTuning(Baseline):
 
     name = "ladder"
     through = False
+    runs_once = NOTHING_KEPT
 
     def __init__(
         self,

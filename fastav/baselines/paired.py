@@ -70,6 +70,7 @@ class DGSCT(Baseline):
     """
 
     name = "dg-sct"
+    runs_once = "its two backbones wait for each other inside of their blocks, which cannot run again one by one"
 
     def __init__(
         self,
@@ -86,11 +87,6 @@ class DGSCT(Baseline):
         zeros: bool = False,
         **options: Any,
     ) -> None:
-        if options.get("gradient_checkpointing"):
-            raise ValueError(
-                "DGSCT: gradient_checkpointing=True, but its two backbones wait for each other inside of their blocks, "
-                "which cannot run again one by one; leave it out"
-            )
         self.num_segments = num_segments
         self.settings: dict[str, Any] = {
             "num_tokens": num_tokens,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fastav.backbones import FrozenBackbone
-from fastav.baselines.base import Baseline, trial_input
+from fastav.baselines.base import NOTHING_KEPT, Baseline, trial_input
 
 
 class FrozenFeatures(Baseline):
@@ -13,6 +13,7 @@ class FrozenFeatures(Baseline):
 
     name = "frozen"
     through = False
+    runs_once = NOTHING_KEPT
     moves = False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import torch
 
 from fastav.optional import load_optional
+
+#: For so long energy is counted, unless two calls take longer.
+SECONDS = 3.0
 
 _POWERCAP = Path("/sys/class/powercap")
 
@@ -19,6 +23,30 @@ def energy_counter(device: torch.device) -> tuple[Callable[[], float] | None, st
     NVIDIA's count is of the whole device (NVML), a CPU's of its packages (RAPL), whoever uses them.
     """
     return _nvml(device) if device.type == "cuda" else _rapl()
+
+
+def joules_a_call(call: Callable[[], Any], counter: Callable[[], float]) -> tuple[float | None, str]:
+    """Joules of a call that is made again and again for :data:`SECONDS`; or None, and why.
+
+    Counters move a few times a second. What counts is what they say between two calls after which they had just moved,
+    so that it is off by one such interval at most where calls are longer, and by a call where they are shorter.
+
+    Args:
+        call: waits until the device has done it.
+        counter: of joules so far.
+    """
+    began, before, calls = time.perf_counter(), counter(), 0
+    moved: list[tuple[int, float]] = []
+    while (elapsed := time.perf_counter() - began) < SECONDS or len(moved) < 2:
+        if elapsed > 5 * SECONDS and calls > 2 and len(moved) < 2:
+            return None, f"the counter of energy did not move in {elapsed:.0f} s"
+        call()
+        calls += 1
+        if (now := counter()) != before:
+            moved.append((calls, now))
+            before = now
+    (first, start), (last, end) = moved[0], moved[-1]
+    return (end - start) / (last - first), ""
 
 
 def _nvml(device: torch.device) -> tuple[Callable[[], float] | None, str]:

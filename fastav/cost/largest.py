@@ -33,7 +33,7 @@ def largest_batch(step: Callable[[int], Callable[[], Any]], device: torch.device
         except RuntimeError as error:
             if not fits:
                 raise
-            warnings.warn(f"{clips} clips count as too many: {error}", stacklevel=2)
+            warnings.warn(f"{clips} clips count as too many: {error}", RuntimeWarning, stacklevel=2)
             found = None
         give_back()  # not in _peak, whose frame holds the step
         return found if found is not None and (memory is None or found <= memory) else None

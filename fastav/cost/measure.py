@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastav.backbones import FrozenBackbone
 from fastav.backbones.layout import flat_inputs
 from fastav.backbones.streams import SideStreams
-from fastav.cost.energy import energy_counter
+from fastav.cost.energy import energy_counter, joules_a_call
 from fastav.cost.memory import Peak
 from fastav.cost.step import Step
 from fastav.cost.timing import Spread, timed
@@ -19,9 +19,6 @@ from fastav.ops._backends import serving
 
 #: Rounds before those that count: in the first one adapters measure their taps' statistics.
 WARM_UP = 1
-
-#: Counters of energy move a few times a second.
-ENERGY_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -177,10 +174,4 @@ def measure_cost(
 
 def _joules(step: Step) -> tuple[float | None, str]:
     counter, reason = energy_counter(step.device)
-    if counter is None:
-        return None, reason
-    before, seconds, steps = counter(), 0.0, 0
-    while seconds < ENERGY_SECONDS:
-        seconds += timed(step, step.device)
-        steps += 1
-    return (counter() - before) / steps, ""
+    return (None, reason) if counter is None else joules_a_call(lambda: timed(step, step.device), counter)

@@ -58,7 +58,8 @@ def check_options(options: Mapping[str, Mapping[str, Any]], methods: Sequence[st
 
 def method_options(name: str) -> list[str]:
     """Names of the options that a method of :data:`METHODS` leaves to the user."""
-    return sorted(set(default_options(name)) - set(DERIVED))
+    never = {"gradient_checkpointing"} if name in BASELINES and BASELINES[name].runs_once else set()
+    return sorted(set(default_options(name)) - set(DERIVED) - never)
 
 
 def default_options(name: str) -> dict[str, Any]:

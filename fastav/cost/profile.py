@@ -16,7 +16,7 @@ from fastav.cost.largest import fewer, largest_batch
 from fastav.cost.measure import Cost, check_rounds, frozen_forward, measure_cost
 from fastav.cost.methods import build_step
 from fastav.cost.proof import check
-from fastav.cost.room import give_back, lacks_room, room
+from fastav.cost.room import give_back, lacks_room, room, unless_too_large
 from fastav.cost.step import Step
 
 Found = TypeVar("Found")
@@ -82,6 +82,8 @@ def profile(
     def one(name: str) -> Iterator[Cost | Absence]:
         settings = {"audio_layout": audio_layout, "chunks": chunks, **(own or {}).get(name, {})}
         build: Callable[..., Step] = partial(build_step, name, visual, audio, **settings)
+        if not (own or {}).get(name):  # what it refuses of its own options is no matter of the backbones
+            build = partial(_built, build)
         return _profiled(name, build, (frames[:1], sound[:1]), inputs, frozen, rounds, then)
 
     return chain.from_iterable(map(one, methods))
@@ -122,11 +124,8 @@ def profile_largest(
             for count in fewer(clips):
                 given = inputs(count)
                 frozen = frozen_forward(visual, audio, given, audio_layout, chunks)
-                try:
+                with unless_too_large():
                     return measure_cost(name, build(given), frozen, reached=reached, rounds=rounds)
-                except Exception as error:
-                    if not lacks_room(error):
-                        raise
                 give_back()
             return Absence(name, f"not even one clip fits into {room(memory)}")
 
@@ -144,13 +143,13 @@ def _profiled(
 ) -> Iterator[Cost | Absence]:
     """One method: checked on a few inputs, measured on all."""
     what = f"its check in float64, of {few[0].shape[1]} segments, does"
-    reached = _or_absent(name, lambda: check(_built(build, few)), what)
+    reached = _or_absent(name, lambda: check(build(few)), what)
     if isinstance(reached, Absence):
         yield reached
         return
 
     def measure() -> tuple[Cost, Step]:
-        step = _built(build, inputs)
+        step = build(inputs)
         return measure_cost(name, step, frozen, reached=reached, rounds=rounds), step
 
     measured = _or_absent(name, measure, f"{len(inputs[0])} clip(s) do")

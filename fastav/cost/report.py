@@ -136,8 +136,9 @@ def draw_costs(
            [f"{_three(a)}, peak {_three(b)}" for a, b in zip(sums, peaks, strict=True)])  # fmt: skip
     spent = {_PARTS.get(p, p): [c.parts[p] / c.clips * 1e3 for c in costs] for p in PARTS}
     _stack(time, spent, [_COLOURS[p] for p in PARTS])
-    sums = [sum(c.parts.values()) / c.clips * 1e3 for c in costs]
-    _write(time, sums, [_three(a) for a in sums])
+    steps = [c.step.median / c.clips * 1e3 for c in costs]  # parts are medians too, and add up to nearly that
+    ends = [max(step, sum(c.parts.values()) / c.clips * 1e3) for step, c in zip(steps, costs, strict=True)]
+    _write(time, ends, [_three(step) for step in steps])
     if len({cost.clips for cost in costs}) == 1:
         frozen = statistics.median(cost.frozen.median / cost.clips for cost in costs) * 1e3
         time.axvline(frozen, color="black", linewidth=0.8, linestyle=":", label="frozen forward alone")

@@ -1,5 +1,6 @@
 """What a run is made from: dataclasses that the command line's flags and the configuration files both come from."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -192,7 +193,8 @@ class ProfileConfig:
             which AdamW's epsilon is zero.
         device: where; "auto" is the GPU if there is one.
         rounds: how often each thing is timed.
-        output: the folder for the table, the picture, all figures as JSON and, on a GPU, memory snapshots.
+        output: the folder for the table, the picture, all figures as JSON and, on a GPU, memory snapshots; if a profile
+            is there already, ``<output>-2`` and so on.
     """
 
     visual: VisualConfig
@@ -213,8 +215,8 @@ class ProfileConfig:
         _at_least(self, 1, "clips", "segments")
         _at_least(self, 2, "rounds")
         for name in ("seconds", *(["memory"] if self.memory is not None else [])):
-            if not getattr(self, name) > 0:  # not a number fails too
-                raise ValueError(f"{name} is {getattr(self, name)}, wanted more than 0")
+            if not 0 < getattr(self, name) < math.inf:  # not a number fails too
+                raise ValueError(f"{name} is {getattr(self, name)}, wanted a number above 0")
 
 
 def _at_least(config: Any, smallest: float, *names: str) -> None:

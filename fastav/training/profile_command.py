@@ -16,7 +16,7 @@ from fastav.cost.methods import METHODS, check_options, random_inputs
 from fastav.cost.profile import profile, profile_largest, write_snapshot
 from fastav.cost.record import Record
 from fastav.cost.report import TITLES
-from fastav.cost.room import room
+from fastav.cost.room import memory_of_machine, room
 from fastav.cost.step import Step
 from fastav.cost.where import where
 from fastav.optional import load_optional
@@ -44,6 +44,9 @@ def main(arguments: Sequence[str]) -> int:
             raise ValueError(f"--methods: there is no {', '.join(unknown)}; choose among {', '.join(METHODS)}")
         check_options(config.options, methods)
         device = _device(config.device)
+        memory = None if config.memory is None else round(config.memory * 2**30)
+        if device.type == "cpu" and memory is not None and memory > (there := memory_of_machine()):
+            raise ValueError(f"--memory {config.memory:g}: this machine has {there / 2**30:.1f} GiB; name a part of it")
         dtype = getattr(torch, config.precision)
         seconds = config.seconds * (config.segments if config.audio_layout == "clip" else 1)
         eyes = _known(build_visual(config.visual), "visual", config.visual.name).to(device, dtype)
@@ -57,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
             "rounds": config.rounds,
             "own": config.options,
         }
-        folder = Path(config.output)
+        folder = _fresh(Path(config.output))
         folder.mkdir(parents=True, exist_ok=True)
         snapshots = Snapshots(folder)
         inputs = random_inputs(eyes, ears, clips=config.clips, **shape)
@@ -70,7 +73,6 @@ def main(arguments: Sequence[str]) -> int:
         fixed.add(found)
     if fixed.costs and wants_largest(config, device):
         make = partial(random_inputs, eyes, ears, **shape)
-        memory = None if config.memory is None else round(config.memory * 2**30)
         largest = record.batch("largest", f"the largest batch that fits into {room(memory)}")
         for found in profile_largest(fixed.costs, eyes, ears, lambda clips: make(clips=clips), memory, **common):
             largest.add(found)
@@ -127,6 +129,12 @@ def title(config: ProfileConfig) -> str:
         said.append(f"{TITLES[method]} with {', '.join(f'{name}={value}' for name, value in options.items())}")
     pair = f"{config.visual.name} and {config.audio.name}"
     return "; ".join([f"{pair}, {config.segments} segments a clip, {config.precision}", *said])
+
+
+def _fresh(folder: Path) -> Path:
+    """The folder, or the first of ``<folder>-2`` and so on that holds no profile yet: none is written over."""
+    names = (folder, *(folder.with_name(f"{folder.name}-{number}") for number in range(2, 1000)))
+    return next(place for place in names if not (place / "costs.json").exists())
 
 
 def _known(backbone: nn.Module, side: str, name: str) -> nn.Module:

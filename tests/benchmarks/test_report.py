@@ -134,6 +134,53 @@ def test_runs_of_one_machine_are_put_together_and_of_two_refused(tmp_path):
         report.together([one, other])
 
 
+def test_what_is_measured_twice_or_of_two_sizes_is_refused(tmp_path, capsys):
+    one, other = values(), values()
+    with pytest.raises(ValueError, match="several of the runs hold method, mettle, one clip; a report holds"):
+        report.together([one, other])
+    other["benchmarks"] = [{"extra_info": {**values()["benchmarks"][0]["extra_info"], "size": "AVE step"}}]
+    with pytest.raises(ValueError, match="the runs are of AVE step and small pair; a report is of one pair"):
+        report.together([one, other])
+    del one["benchmarks"][0]["extra_info"]["ops"]
+    (tmp_path / "old.json").write_text(json.dumps(one))
+    with pytest.raises(SystemExit) as ended:
+        report.main([str(tmp_path / "old.json")])
+    assert ended.value.code == 2
+    assert "what is said of mettle lacks ops: another version of pytest benchmarks" in capsys.readouterr().err
+
+
+def test_what_the_machine_does_is_told_by_the_run_that_holds_the_ops():
+    one, other = values(), values()
+    one["benchmarks"], other["benchmarks"] = one["benchmarks"][:-1], other["benchmarks"][-1:]
+    one["copy bandwidth"] = 9e9
+    for runs in ([one, other], [other, one]):
+        assert report.together(runs)["copy bandwidth"] == 2e9
+
+
+def test_ours_come_first_whatever_was_measured_first(tmp_path):
+    pytest.importorskip("matplotlib")
+    some = values()
+    some["benchmarks"] = some["benchmarks"][1::-1]  # LAVISH, then Mettle
+    text = report.write_report(some, tmp_path, tmp_path / "none")[0].read_text()
+    assert text.index("| Mettle") < text.index("| LAVISH")
+
+
+def test_roofline_has_a_panel_for_each_call(tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    drawn = []
+    monkeypatch.setattr(figure, "savefig", lambda self, path: drawn.append(self))
+    op = values()["benchmarks"][-1]["extra_info"]
+    ops = [op, {**op, "by": "eager"}, {**op, "case": "distill, wider", "operations": 8e6}, {**op, "operations": 0}]
+    figures.draw_roofline(ops, 2e9, 5e10, tmp_path / "r.png", "Some CPU")
+    first, second = drawn[0].axes
+    assert [panel.get_title() for panel in (first, second)] == [
+        f"{case}, float32: forward (o), forward + backward (□)" for case in ("distill", "distill, wider")
+    ]
+    assert {"ours", "eager"} <= {text.get_text() for text in first.texts}
+    points = [tuple(float(v[0]) for v in line.get_data()) for line in second.lines[1:]]
+    assert points == [pytest.approx((8.0, 4.0))]  # 8 operations a byte, 8 million in 2 ms
+
+
 def test_command_writes_beside_the_json(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     (tmp_path / "b.json").write_text(json.dumps(values()))
@@ -152,3 +199,22 @@ def test_pytest_benchmarks_ends_with_a_report(tmp_path):
     assert f"report: {tmp_path / 'benchmarks.json'}, {tmp_path / 'report.md'}" in done.stdout
     assert "orthogonality" in (tmp_path / "report.md").read_text()
     assert json.loads((tmp_path / "benchmarks.json").read_text())["environment"]["torch"]
+
+
+def test_a_report_of_nothing_but_absences_says_why(tmp_path):
+    """As where a method's process skips all that it should measure."""
+    pytest.importorskip("timm")
+    pytest.importorskip("transformers")
+    pytest.importorskip("matplotlib")
+    (tmp_path / "peft.py").write_text("raise ImportError('it is broken')")
+    command = [sys.executable, "-m", "pytest", "benchmarks/test_methods.py", "-q", "-p", "no:xdist",
+               "-k", "[lora- and one", "--report", str(tmp_path)]  # fmt: skip
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    alone["PYTHONPATH"] = str(tmp_path)
+    done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "LoRA, one clip, was not measured: " in (tmp_path / "report.md").read_text()
+    told = json.loads((tmp_path / "benchmarks.json").read_text())
+    assert [(one["method"], one["batch"]) for one in told["absences"]] == [
+        ("lora", "one clip"), ("lora", "one clip, checkpointed")]  # fmt: skip
+    assert told["benchmarks"] == []

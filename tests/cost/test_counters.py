@@ -87,6 +87,34 @@ def test_a_machine_without_counters_says_so(tmp_path, monkeypatch):
     assert "energy_uj" in reason
 
 
+@pytest.mark.parametrize(("seconds", "tick"), [(0.06, 0.25), (0.7, 0.25)])
+def test_energy_of_a_call_by_a_counter_that_moves_now_and_then(monkeypatch, seconds, tick):
+    """At 100 W; calls shorter and longer than what lies between two moves of the counter."""
+    clock = [10.01]
+
+    def call():
+        clock[0] += seconds
+
+    monkeypatch.setattr(energy.time, "perf_counter", lambda: clock[0])
+    joules, reason = energy.joules_a_call(call, lambda: 100 * tick * (clock[0] // tick))
+    assert reason == ""
+    # At either end it is off by a call or a tick, whichever is shorter; what lies between is shorter by a longer one.
+    assert joules == pytest.approx(100 * seconds, rel=min(seconds, tick) / (energy.SECONDS - 2 * max(seconds, tick)))
+
+
+def test_a_counter_that_stands_still_says_so(monkeypatch):
+    clock = [0.0]
+
+    def call():
+        clock[0] += 1
+
+    monkeypatch.setattr(energy.time, "perf_counter", lambda: clock[0])
+    assert energy.joules_a_call(call, lambda: 5.0) == (None, "the counter of energy did not move in 16 s")
+    told = iter([5.0, 6.0])
+    clock[0] = 0.0
+    assert energy.joules_a_call(call, lambda: next(told, 6.0))[0] is None
+
+
 def test_a_gpu_whose_counts_nothing_reads_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
     said = 'energy counts need pynvml, which does not load: pip install "fastav[bench]"'

@@ -45,7 +45,7 @@ def test_random_numbers_of_others_stay_as_they_are(pair, monkeypatch):
 
 
 def test_options_are_those_that_the_user_chooses():
-    assert method_options("frozen") == ["dense", "gradient_checkpointing", "width"]
+    assert method_options("frozen") == ["dense", "width"]
     assert method_options("lora") == ["alpha", "dense", "gradient_checkpointing", "rank", "targets", "width"]
     assert {"num_tokens", "rank", "layers", "heads"} <= set(method_options("mettle"))
     assert not {"audio_layout", "standardize_batches", "num_segments"} & {o for m in METHODS for o in method_options(m)}
@@ -54,17 +54,21 @@ def test_options_are_those_that_the_user_chooses():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"metle": {}}, "options for 'metle', which is not measured; measured are mettle, lora"),
-        ({"molt": {"num_tokens": 8}}, "options for 'molt', which is not measured; measured are mettle, lora"),
+        ({"metle": {}}, "options for 'metle', which is not measured; measured are mettle, lora, ladder"),
+        ({"molt": {"num_tokens": 8}}, "options for 'molt', which is not measured; measured are mettle, lora, ladder"),
         ({"mettle": {"tokens": 8}}, "options for mettle: there is no tokens; choose among activation, branches"),
         ({"lora": {"audio_layout": "clip"}}, "options for lora: there is no audio_layout; choose among alpha, dense"),
+        (
+            {"ladder": {"gradient_checkpointing": True}},
+            "options for ladder: there is no gradient_checkpointing; choose",
+        ),
         ({"mettle": {"num_tokens": 0}}, "options for mettle: MettleConfig: num_tokens is 0, wanted an integer of at"),
         ({"mettle": {"layers": 1.5}}, "options for mettle: "),
     ],
 )
 def test_options_that_there_are_not_are_refused(options, said):
     with pytest.raises(ValueError, match=f"^{said}"):
-        check_options(options, ["mettle", "lora"])
+        check_options(options, ["mettle", "lora", "ladder"])
 
 
 def test_options_that_there_are_pass():

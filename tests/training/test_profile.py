@@ -148,11 +148,25 @@ def test_chunks_are_said_and_used(tmp_path, capsys, monkeypatch):
 def test_options_of_methods_are_used_and_said(tmp_path, capsys):
     trainable = []
     for tokens in (4, 8):
-        own = json.dumps({"mettle": {"num_tokens": tokens, "rank": 4}})
-        assert cli.main(arguments(tmp_path, methods='["mettle"]', options=own)) == 0
+        own, folder = json.dumps({"mettle": {"num_tokens": tokens, "rank": 4}}), tmp_path / str(tokens)
+        assert cli.main(arguments(folder, methods='["mettle"]', options=own)) == 0
         assert f"; Mettle with num_tokens={tokens}, rank=4\n" in capsys.readouterr().out
-        trainable += [cost.trainable for cost in costs_in(tmp_path)]
+        trainable += [cost.trainable for cost in costs_in(folder)]
     assert trainable[1] - trainable[0] == 4 * (2 + 2) * 32  # a query a token, of all taps, of their width
+
+
+def test_an_option_that_a_method_refuses_is_a_failure(tmp_path, capsys):
+    own = json.dumps({"lavish": {"ratio": 5}})
+    assert cli.main(arguments(tmp_path, methods='["lavish", "frozen"]', options=own)) == 1
+    assert "LAVISH: not measured: ValueError: " in capsys.readouterr().err
+    assert [cost.method for cost in costs_in(tmp_path)] == ["frozen"]
+
+
+def test_no_profile_is_written_over(tmp_path, capsys):
+    for name in ("mine", "mine-2", "mine-3"):
+        assert cli.main(arguments(tmp_path / "mine", methods='["frozen"]')) == 0
+        assert f"written to {tmp_path / name}: costs.md" in capsys.readouterr().out
+        assert len(costs_in(tmp_path / name)) == 1
 
 
 @pytest.mark.parametrize(
@@ -198,7 +212,10 @@ def test_a_snapshot_that_is_not_written_costs_no_measurement(tmp_path, capsys, m
     [
         ({"methods": '["metle"]'}, "--methods: there is no metle; choose among mettle, molt"),
         ({"device": "mps"}, "--device mps: costs are measured on cpu and cuda alone"),
-        ({"memory": "0"}, "memory is 0.0, wanted more than 0"),
+        ({"memory": "0"}, "memory is 0.0, wanted a number above 0"),
+        ({"memory": "inf"}, "memory is inf, wanted a number above 0"),
+        ({"seconds": "inf"}, "seconds is inf, wanted a number above 0"),
+        ({"memory": "1e9"}, "--memory 1e+09: this machine has"),
         ({"device": "tpu9"}, "--device tpu9: torch knows no such device"),
         ({"visual.chunk": "0"}, "chunk is 0, wanted at least 1"),
         ({"rounds": "1"}, "rounds is 1, wanted at least 2"),
