@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.accuracy import Answer, Truth
 from benchmarks.cases import DTYPES, HALVES, Case, Side, Sizes, forms, mettle
+from benchmarks.correctness import Answer, Truth
 from benchmarks.layouts import random, short
 from benchmarks.recording import counting
 from fastav import ops

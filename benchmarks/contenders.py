@@ -4,7 +4,7 @@
 ``distill`` between two products with the projections, see :func:`absorbed`.
 
 Each contender is a function with an op's arguments, all of them by name, and its results. :class:`UnavailableError`
-says why one cannot serve here; one that serves but is wrong is a failure, see :mod:`benchmarks.accuracy`.
+says why one cannot serve here; one that serves but is wrong is a failure, see :mod:`benchmarks.correctness`.
 """
 
 import importlib

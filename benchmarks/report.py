@@ -36,7 +36,7 @@ _LEGEND = (
 
 _CHECKPOINTED = (
     "The peers' blocks keep what goes into them alone, and run again in backward; ours, which pass no blocks, are as "
-    "above. DG-SCT's two backbones wait for each other inside of their blocks, which cannot run again one by one."
+    "above. Of DG-SCT the adapters run again and the blocks that are not paired; the paired ones wait for each other."
 )
 
 

@@ -16,8 +16,8 @@ from torch.profiler import ProfilerActivity, profile
 
 import fastav
 from benchmarks import plain
-from benchmarks.accuracy import FACTOR
 from benchmarks.contenders import CONTENDERS
+from benchmarks.correctness import FACTOR
 from benchmarks.pairs import AVE, ave_step, build, inputs
 from fastav import reference
 from fastav.adapters import Adapter, distillation, mettle

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.accuracy import Truth, as_list
 from benchmarks.cases import (
     SIDES,
     SMALL,
@@ -24,6 +23,7 @@ from benchmarks.cases import (
     orthogonality,
 )
 from benchmarks.contenders import Contender, definition
+from benchmarks.correctness import Truth, as_list
 from benchmarks.layouts import random
 from benchmarks.timing import copies
 from benchmarks.volume import needed, size

@@ -106,7 +106,9 @@ class Adapter(nn.Module):
             TypeError: an input that is not a tensor.
             ValueError: inputs whose clips or segments do not match.
         """
-        inputs, segments = flat_inputs(visual_input, audio_input, self.config.audio_layout)
+        inputs, segments = flat_inputs(
+            visual_input, audio_input, self.config.audio_layout, square=self.injection is not None
+        )
         if self.config.schedule == "streamed" and not self.distillation.measuring:
             return self._forward_streamed(inputs, segments)
         with SideStreams(None if self.config.schedule == "serial" else visual_input.device) as side:
@@ -194,7 +196,7 @@ class Adapter(nn.Module):
         """Consecutive audio taps, from number ``first`` on, with one row a segment whatever the layout."""
         if self.config.audio_layout == "segment":
             return list(audio_taps)
-        return [cut_spans(tap, segments, i) for i, tap in enumerate(audio_taps, first)]
+        return [cut_spans(tap, segments, f"audio_taps[{i}]") for i, tap in enumerate(audio_taps, first)]
 
     def _output(self, fused: Fused, visual_taps: Sequence[Tensor], segments: int) -> AdapterOutput:
         def apart(tensor: Tensor) -> Tensor:
@@ -203,7 +205,7 @@ class Adapter(nn.Module):
         features: tuple[Tensor, ...] = ()
         if self.injection is not None:
             sources = {"audio": [fused.audio], "visual": [fused.visual], "both": [fused.audio, fused.visual]}
-            maps = [patch_map(visual_taps[i], self.visual, i) for i in self.injected]
+            maps = [patch_map(visual_taps[i], self.visual, f"visual_taps[{i}]") for i in self.injected]
             injected = self.injection([x.flatten(1, 2) for x in maps], torch.cat(sources[self.config.inject_source], 1))
             features = tuple(apart(x.view(shaped.shape)) for x, shaped in zip(injected, maps, strict=True))
         return AdapterOutput(

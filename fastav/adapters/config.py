@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
+from fastav.counts import check_counts
+
 CONFIG_NAME = "adapter_config.json"
 
 Config = TypeVar("Config", bound="AdapterConfig")
@@ -77,10 +79,8 @@ class AdapterConfig:
     inject_gate: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("num_tokens", "width", "rank", "heads", "standardize_batches"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{type(self).__name__}: {name} is {value!r}, wanted an integer of at least 1")
+        counts = ("num_tokens", "width", "rank", "heads", "standardize_batches")
+        check_counts(type(self).__name__, **{name: getattr(self, name) for name in counts})
         if self.rank % self.heads:
             raise ValueError(
                 f"{type(self).__name__}: rank {self.rank} does not divide into {self.heads} heads; "

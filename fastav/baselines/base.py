@@ -16,6 +16,7 @@ from fastav.backbones.layout import check_audio_layout, cut_spans, flat_inputs, 
 from fastav.backbones.streams import SideStreams
 from fastav.backbones.whisper import whisper_encoder
 from fastav.baselines.live import LiveBackbone
+from fastav.counts import check_counts
 from fastav.output import AdapterOutput
 from fastav.standardization import TapStandardization
 
@@ -101,7 +102,8 @@ class Baseline(nn.Module):
 
     Raises:
         ValueError: an audio layout that the audio backbone does not allow, backbones of two dtypes, a backbone with a
-            ``chunk`` where gradients run through it, or ``gradient_checkpointing`` where blocks run once.
+            ``chunk`` where gradients run through it or with ``in_state_dict``, ``gradient_checkpointing`` where blocks
+            run once, or a count that is no integer of at least 1.
     """
 
     name: ClassVar[str]
@@ -125,6 +127,7 @@ class Baseline(nn.Module):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        check_counts(type(self).__name__, width=width, standardize_batches=standardize_batches)
         if gradient_checkpointing and self.runs_once:
             raise ValueError(f"{type(self).__name__}: gradient_checkpointing=True, but {self.runs_once}; leave it out")
         self.gradient_checkpointing = gradient_checkpointing
@@ -141,7 +144,7 @@ class Baseline(nn.Module):
         if gradient_checkpointing:
             for modality, backbone in whole.items():
                 if hasattr(self, modality):
-                    getattr(self, modality).run_again = backbone.tap_names
+                    getattr(self, modality).run_again = self._again(modality, backbone)
         for child in self.children():
             if not isinstance(child, FrozenBackbone):
                 child.to(whole["visual"].dtype)
@@ -154,10 +157,16 @@ class Baseline(nn.Module):
         settings: dict[str, Any] = {}
         taps: str | tuple[str, ...] = "all"
         if isinstance(given, FrozenBackbone):
+            if given.in_state_dict:
+                raise ValueError(
+                    f"{type(self).__name__}: a FrozenBackbone with in_state_dict=True, but a method's state holds what "
+                    "it trains alone; give one without, or the bare backbone"
+                )
             settings = {"example_input": given.example_input, "chunk": given.chunk}
             taps = "all" if find_blocks(given.module) else given.tap_names
             given = given.module
-        given = whisper_encoder(given) or given
+        if isinstance(given, nn.Module):  # else FrozenBackbone says what it wants
+            given = whisper_encoder(given) or given
         return FrozenBackbone(copy.deepcopy(given) if self.copies else given, taps, **settings)
 
     def _build(self, visual: FrozenBackbone, audio: FrozenBackbone) -> None:
@@ -169,6 +178,10 @@ class Baseline(nn.Module):
         """The backbone as it runs: with gradients, or without."""
         kind = LiveBackbone if self.through else FrozenBackbone
         return kind(whole.module, taps, example_input=whole.example_input, chunk=whole.chunk, **settings)
+
+    def _again(self, modality: str, whole: FrozenBackbone) -> list[str]:
+        """Names of the blocks that can run again in backward, one by one: all."""
+        return list(whole.tap_names)
 
     def _visual_taps(self, visual: FrozenBackbone) -> list[str]:
         """The last block, and what ``features`` are made of."""
@@ -191,20 +204,25 @@ class Baseline(nn.Module):
             TypeError: an input that is not a tensor.
             ValueError: inputs whose clips or segments do not match.
         """
-        inputs, segments = flat_inputs(visual_input, audio_input, self.audio_layout)
+        inputs, segments = flat_inputs(visual_input, audio_input, self.audio_layout, square=self._square)
         seen = self._run(inputs["visual"], inputs["audio"], segments)
         heard = self._cut(seen.audio, segments)
         seen_places, heard_places = seen.places or (None, None)
         visual = self.read_visual(seen.visual[-1], seen_places)
         audio = self.read_audio(heard, heard_places)
         number = self.visual.tap_names.index
-        maps = [patch_map(seen.visual[number(name)], self.visual, number(name)) for name in self.stages]
+        maps = [patch_map(seen.visual[number(name)], self.visual, f"what {name} puts out") for name in self.stages]
         return AdapterOutput(
             visual.unflatten(0, (-1, segments)),
             audio.unflatten(0, (-1, segments)),
             visual.new_zeros(()),
             tuple(found.unflatten(0, (-1, segments)) for found in maps),
         )
+
+    @property
+    def _square(self) -> bool:
+        """Whether frames must be square."""
+        return bool(self.stages)
 
     def _run(self, visual: Tensor, audio: Tensor, segments: int) -> Seen:
         """Run both backbones on what they take; on a GPU beside each other, as neither needs what the other makes.
@@ -228,7 +246,9 @@ class Baseline(nn.Module):
 
     def _cut(self, tokens: Tensor, segments: int) -> Tensor:
         """Audio tokens with one row a segment, whatever the layout."""
-        return tokens if self.audio_layout == "segment" else cut_spans(tokens, segments, -1)
+        if self.audio_layout == "segment":
+            return tokens
+        return cut_spans(tokens, segments, "what the last audio block puts out")
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay should leave alone."""

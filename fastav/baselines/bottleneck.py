@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastav.baselines.again import BatchNorm
+from fastav.baselines.checkpointing import BatchNorm
 
 
 class Bottleneck(nn.Module):

@@ -13,6 +13,7 @@ from torch.nn.functional import adaptive_avg_pool2d, layer_norm, pad
 
 from fastav.backbones import FrozenBackbone
 from fastav.baselines.base import NOTHING_KEPT, Baseline, blocks_of
+from fastav.counts import check_counts
 
 #: T of LST: a gate is sigmoid(w / T).
 TEMPERATURE = 0.1
@@ -114,6 +115,7 @@ class LadderSideTuning(Baseline):
         ratio: int = 4,
         **options: Any,
     ) -> None:
+        check_counts("LadderSideTuning", ratio=ratio)
         self.ratio = ratio
         super().__init__(visual, audio, **options)
 
@@ -123,6 +125,10 @@ class LadderSideTuning(Baseline):
             Ladder(side.widths, side.tokens, side.prefix_tokens, self.ratio, [_window(b) for b in blocks_of(side)])
             for side in (visual, audio)
         )
+
+    @property
+    def _square(self) -> bool:
+        return super()._square or any(self.beside_visual.windows)
 
     def _read_widths(self) -> tuple[int, int]:
         return self.beside_visual.width, self.beside_audio.width

@@ -13,6 +13,7 @@ from fastav.backbones import FrozenBackbone
 from fastav.baselines.base import Baseline, Seen
 from fastav.baselines.latent import LavishAdapter
 from fastav.baselines.sites import blocks_with_branches, inserted
+from fastav.counts import check_counts
 
 
 class Pictures(nn.Module):
@@ -31,10 +32,10 @@ class Pictures(nn.Module):
         Raises:
             ValueError: spectrograms of several channels, or that do not divide into so many spans of time.
         """
-        if sound[0].numel() != sound.shape[-2] * sound.shape[-1]:
+        if sound.ndim < 3 or sound[0].numel() != sound.shape[-2] * sound.shape[-1]:
             raise ValueError(
-                f"audio_input has spectrograms of shape {tuple(sound.shape[1:])}, wanted one channel: LAVISH gives the "
-                f"visual backbone the same one three times"
+                f"audio_input has sounds of shape {tuple(sound.shape[1:])}, wanted spectrograms of one channel: LAVISH "
+                f"gives the visual backbone the same one three times"
             )
         assert self.norm.running_mean is not None
         sound = sound.reshape(len(sound), *sound.shape[-2:]).to(self.norm.running_mean.dtype)
@@ -83,6 +84,7 @@ class Lavish(Baseline):
         zeros: bool = False,
         **options: Any,
     ) -> None:
+        check_counts("Lavish", num_tokens=num_tokens, ratio=ratio, groups=groups)
         self.settings: dict[str, Any] = {
             "num_tokens": num_tokens,
             "ratio": ratio,
@@ -119,6 +121,11 @@ class Lavish(Baseline):
         return self.visual.widths[-1], self.visual.widths[-1]
 
     def _run(self, visual: Tensor, audio: Tensor, segments: int) -> Seen:
+        for name, x in (("visual_input", visual), ("audio_input", audio)):
+            if not x.is_floating_point():
+                raise TypeError(f"{name} is {x.dtype}, wanted floating numbers, normalised as its backbone wants them")
+            if x.device != self.visual.device:
+                raise ValueError(f"{name} is on {x.device}, the backbone on {self.visual.device}: move one of them")
         spans = segments if self.audio_layout == "clip" else 1
         pictures = self.pictures(audio, spans, visual.shape[-2:])
         both = torch.cat([visual.to(self.visual.dtype), pictures.to(self.visual.dtype)])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastav.backbones import FrozenBackbone
-from fastav.baselines.again import Inside, checkpointed, nothing
+from fastav.baselines.checkpointing import Inside, checkpointed, nothing
 
 
 class LiveBackbone(FrozenBackbone):

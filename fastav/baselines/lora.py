@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastav.backbones import FrozenBackbone
 from fastav.baselines.base import Baseline, trial_input
+from fastav.counts import check_counts
 from fastav.optional import load_optional
 
 #: Which linear maps of the blocks are changed.
@@ -53,6 +54,7 @@ class Lora(Baseline):
     ) -> None:
         if targets not in TARGETS:
             raise ValueError(f"Lora: targets is {targets!r}, wanted one of {TARGETS}")
+        check_counts("Lora", rank=rank)
         self.targets, self.rank, self.alpha = targets, rank, alpha
         super().__init__(visual, audio, **options)
 

@@ -11,6 +11,7 @@ from fastav.backbones import FrozenBackbone
 from fastav.baselines.base import Baseline
 from fastav.baselines.bottleneck import Bottleneck
 from fastav.baselines.sites import blocks_with_branches, inserted
+from fastav.counts import check_counts
 
 #: Where a bottleneck stands: on what comes out of a branch, or parallel to it.
 PLACEMENTS = ("behind", "beside")
@@ -54,6 +55,7 @@ class Naive(Baseline):
     ) -> None:
         if placement not in PLACEMENTS:
             raise ValueError(f"Naive: placement is {placement!r}, wanted one of {PLACEMENTS}")
+        check_counts("Naive", ratio=ratio, groups=groups)
         self.placement = placement
         self.settings: dict[str, Any] = {
             "ratio": ratio,

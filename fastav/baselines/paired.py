@@ -6,13 +6,17 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fastav.backbones import FrozenBackbone
 from fastav.baselines.base import Baseline, Seen, blocks_of
+from fastav.baselines.checkpointing import run_twice
 from fastav.baselines.dgsct import DGSCTAdapter
 from fastav.baselines.lockstep import in_step
 from fastav.baselines.sites import blocks_with_branches, check_runs_once, inserted, inserted_around
+from fastav.counts import check_counts
+from fastav.optional import load_optional
 
 
 def pair_blocks(visual: Sequence[int], audio: Sequence[int]) -> list[tuple[int, int]]:
@@ -49,6 +53,9 @@ class DGSCT(Baseline):
     beside nothing, as the audio block has no second part for them. Where the last pair's adapters look is how much
     each of the last tokens counts in the read-out.
 
+    With ``gradient_checkpointing`` the adapters and the blocks that are not paired run again in backward. Paired ones
+    do not: in the middle of a block they wait for the other backbone's.
+
     Args:
         visual: see :class:`Baseline`.
         audio: likewise.
@@ -63,14 +70,13 @@ class DGSCT(Baseline):
         options: see :class:`Baseline`.
 
     Raises:
-        ValueError: ``gradient_checkpointing``, one backbone for both, a block whose branches are not known, a ratio or
+        ValueError: one backbone for both, a block whose branches are not known, a ratio or
             groups that do not divide its width, or tokens that do not divide into ``num_segments``; when called, inputs
             that give other numbers of tokens than the backbones' ``example_input``.
         ImportError: greenlet is missing, which lets the backbones wait for each other.
     """
 
     name = "dg-sct"
-    runs_once = "its two backbones wait for each other inside of their blocks, which cannot run again one by one"
 
     def __init__(
         self,
@@ -87,6 +93,7 @@ class DGSCT(Baseline):
         zeros: bool = False,
         **options: Any,
     ) -> None:
+        check_counts("DGSCT", num_tokens=num_tokens, ratio=ratio, groups=groups)
         self.num_segments = num_segments
         self.settings: dict[str, Any] = {
             "num_tokens": num_tokens,
@@ -100,6 +107,7 @@ class DGSCT(Baseline):
         super().__init__(visual, audio, **options)
 
     def _build(self, visual: FrozenBackbone, audio: FrozenBackbone) -> None:
+        load_optional("greenlet", by="adapters between two backbones", extra="baselines")  # now, not in the first step
         if visual.module is audio.module:
             raise ValueError("DGSCT wants two backbones that go side by side, was given one for both; copy it")
         super()._build(visual, audio)
@@ -123,6 +131,10 @@ class DGSCT(Baseline):
                         }
                     )
                 )
+
+    def _again(self, modality: str, whole: FrozenBackbone) -> list[str]:
+        paired = {pair[("visual", "audio").index(modality)] for pair in self.pairs}
+        return [name for number, name in enumerate(whole.tap_names) if number not in paired]
 
     def _spans(self, tokens: Sequence[int]) -> int:
         if self.audio_layout == "segment":
@@ -154,13 +166,17 @@ class DGSCT(Baseline):
             raise ValueError(f"visual_input has {segments} segments a clip, num_segments is {self.num_segments}")
         stations: Iterator[Any] = zip(self.beside, self._tokens, strict=True)
         places: list[Tensor] = []
+        twice = self.gradient_checkpointing and torch.is_grad_enabled()
+
+        def adapted(adapter: nn.Module, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+            return run_twice(adapter, own, other) if twice else adapter(own, other)
 
         def exchange(brought: Sequence[Tensor]) -> list[Tensor]:
             seen, heard = brought[0], self._cut(brought[1], segments)
             beside, built_for = next(stations)
             self._check_tokens((seen.shape[1], heard.shape[1]), built_for)
-            more_seen, places_seen = beside["visual"](seen, heard)
-            more_heard, places_heard = beside["audio"](heard, seen)
+            more_seen, places_seen = adapted(beside["visual"], seen, heard)
+            more_heard, places_heard = adapted(beside["audio"], heard, seen)
             places[:] = places_seen, places_heard
             return [more_seen, more_heard.reshape(brought[1].shape)]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import cases, contenders, cpu, measure, memory, plain, race, timing, volume
-from benchmarks.accuracy import Truth, WrongError
+from benchmarks.correctness import Truth, WrongError
 from benchmarks.layouts import random
 from fastav import MettleConfig, reference
 

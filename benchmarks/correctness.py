@@ -93,6 +93,9 @@ class Truth:
         upstream = case.upstream(outputs, new)
         exact = Answer.of(function, case, widened(arguments), [g.double() for g in upstream])
         yardsticks = [Answer.of(f, case, arguments, upstream) for f in (getattr(plain, case.op), function)]
+        for label, target in exact.tensors.items():
+            if not all(torch.isfinite(x).all() for x in (target, *(answer.tensors[label] for answer in yardsticks))):
+                raise WrongError(f"{case.name}: the yardstick's {label} is not finite, which any answer would pass")
         sizes = {label: target.abs().max().item() for label, target in exact.tensors.items()}
         shares: dict[str, float] = {}
         for label, target in exact.tensors.items():
@@ -118,7 +121,7 @@ class Truth:
             if actual.shape != target.shape or not torch.isfinite(actual).all():
                 raise WrongError(f"{self.case.name}: {label} has shape {tuple(actual.shape)} or is not finite")
             error, allowed = _error(actual, target), self.allowed[label] * slack
-            if error > allowed:
+            if not error <= allowed:
                 raise WrongError(f"{self.case.name}: {label} is off by {error:.3g}, allowed {allowed:.3g}")
             worst = max(worst, error / allowed if allowed else 0.0)
         return worst

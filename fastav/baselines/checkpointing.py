@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, Protocol
@@ -51,21 +51,35 @@ class _Twice(nn.Module):
         self.block, self.inside = block, inside
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            return nullcontext(), self._again()
+        return run_twice(self.block, *args, inside=lambda: self.inside(only=self.block), **kwargs)
 
-        # Nothing is drawn inside: backbones are in eval mode, and adapters have no dropout.
-        options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": contexts}
-        return checkpoint(self.block, *args, **options, **kwargs)
+
+def run_twice(
+    call: Callable[..., Any],
+    *args: Any,
+    inside: Callable[[], AbstractContextManager[None]] = nullcontext,
+    **kwargs: Any,
+) -> Any:
+    """Call something that keeps what goes into it alone, and runs again in backward.
+
+    Args:
+        call: what is called. It draws no random numbers: backbones are in eval mode, and adapters have no dropout.
+        args: what it takes.
+        inside: entered while it runs again.
+        kwargs: what it takes by name.
+    """
 
     @contextmanager
-    def _again(self) -> Iterator[None]:
+    def again() -> Iterator[None]:
         token = _RUNS_AGAIN.set(True)
         try:
-            with self.inside(only=self.block):
+            with inside():
                 yield
         finally:
             _RUNS_AGAIN.reset(token)
+
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    return checkpoint(call, *args, context_fn=lambda: (nullcontext(), again()), **options, **kwargs)
 
 
 _RUNS_AGAIN = ContextVar("runs_again", default=False)
