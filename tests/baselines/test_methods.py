@@ -204,3 +204,32 @@ def test_ladders_layers_start_as_identities(pair, clips):
     for one in own[1:]:
         h = (h + one) / 2
     torch.testing.assert_close(ladder(taps), h)
+
+
+def test_dgsct_gives_each_segment_its_own_span_of_a_clip_and_puts_it_back(tiny):
+    torch.manual_seed(0)
+    vit, whisper = tiny.vit(embed_dim=16), tiny.hf("Whisper", d_model=16)  # 100 tokens: 4 spans of 25
+    model = built("dg-sct", (vit, whisper), audio_layout="clip", num_segments=4).float()
+    assert len(model.pairs) == len(whisper.encoder.layers) > 1
+    came: list[torch.Tensor] = []
+    first, second = whisper.encoder.layers[:2]
+    for layer in (first, second):
+        layer.register_forward_pre_hook(
+            lambda _, args, kwargs: came.append([*args, *kwargs.values()][0]), with_kwargs=True
+        )
+    adapter = model.beside[0]["audio"]
+    adapter.register_forward_pre_hook(lambda _, args: came.append(args[0]))
+    inputs = torch.randn(2, 4, 3, 32, 32), torch.randn(2, 80, 200)
+    model(*inputs)
+    heard, spans, plain = sorted(came[:2], key=len) + came[2:3]
+    assert spans.shape == (2 * 4, 25, 16)
+    for clip in range(2):
+        for segment in range(4):
+            assert torch.equal(spans[4 * clip + segment], heard[clip, 25 * segment : 25 * (segment + 1)])
+    marks = torch.arange(8.0)[:, None, None].expand(8, 25, 16)
+    adapter.register_forward_hook(lambda _, args, output: (marks, output[1]))
+    came.clear()
+    model(*inputs)
+    marked = came[2] - plain
+    for clip in range(2):
+        torch.testing.assert_close(marked[clip, :, 0], torch.arange(4.0).repeat_interleave(25) + 4 * clip)
