@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -79,7 +80,9 @@ class Split:
         self.clips, self.visual, self.audio = clips, visual, audio
         self.segments = len(_part(clips[0], "frames"))
         self._length = len(plan)
-        self._visual, self._audio = self._stores(plan, folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):  # another process may be making them
+            self._visual, self._audio = self._stores(plan, folder)
         self._pooled: dict[tuple[str, ...], Tensor] = {}
         self._inputs: Inputs | None = None
 

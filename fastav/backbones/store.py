@@ -48,6 +48,7 @@ class TapStore:
         self.finished: bool = index["finished"]
         self._index = index
         self._maps = maps
+        self._files = [_file_at(str(array.filename)) for array in maps]
         self._taps = [torch.from_numpy(array).view(self.dtype) for array in maps]
         self._written = torch.full((index["length"],), self.finished)
 
@@ -206,9 +207,18 @@ class TapStore:
             self._finish()
 
     def _finish(self) -> None:
-        """Record that all rows are there, after they are."""
-        for array in self._maps:
+        """Record that all rows are there, after they are.
+
+        Raises:
+            ValueError: they are elsewhere: another process has begun a store at the same place.
+        """
+        for array, file in zip(self._maps, self._files, strict=True):
             array.flush()
+            if _file_at(str(array.filename)) != file:
+                raise ValueError(
+                    f"{self.path} was removed or begun anew while this store was written: what was written is lost; "
+                    f"let one process write a store, or give each a path of its own"
+                )
         self._index = {**self._index, "finished": True}
         _write_index(self.path, self._index)
         self.finished = True
@@ -245,6 +255,15 @@ def _reopen(path: Path, names: Sequence[str]) -> TapStore:
 def _as_json(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     """Metadata as they come back from the index: tuples are lists there, and keys are strings."""
     return json.loads(json.dumps(dict(metadata or {})))
+
+
+def _file_at(path: str) -> tuple[int, int] | None:
+    """Which file lies at a path now."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _tap_file(path: Path, number: int) -> Path:

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -134,6 +135,21 @@ def test_an_unfinished_store_is_overwritten_and_a_finished_one_is_not(tmp_path):
     with pytest.raises(FileExistsError, match="finished store"):
         TapStore.create(tmp_path, 7, SHAPES)
     assert torch.equal(TapStore.open(tmp_path)[:][0], taps[0].half())
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_store_that_another_took_the_place_of_is_not_finished(tmp_path, anew):
+    """As where two processes fill one cache: the other's rows are not there yet, and would be read as zeros."""
+    first = TapStore.create(tmp_path / "s", 3, SHAPES)
+    first.write(0, some_taps(2))
+    shutil.rmtree(tmp_path / "s")
+    if anew:
+        TapStore.create(tmp_path / "s", 3, SHAPES)
+    with pytest.raises(ValueError, match="was removed or begun anew while this store was written"):
+        first.write(2, some_taps(1))
+    assert not first.finished
+    with pytest.raises(ValueError if anew else FileNotFoundError):
+        TapStore.open(tmp_path / "s")
 
 
 def test_other_files_are_left_alone(tmp_path):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import threading
 
 import pytest
 import torch
@@ -101,6 +102,38 @@ def test_backbones_are_given_the_clips_where_they_are(studio, tmp_path):
     split = taps.Split(made, made.labels, Elsewhere(), Elsewhere(), tmp_path)
     assert came == ["meta"] * 2
     assert split.device.type == "meta"
+
+
+def test_who_comes_while_taps_are_written_waits_for_them(studio, tmp_path):
+    """Another process, or here a thread, with nothing in the cache either; it has three seconds to go wrong."""
+    made, came, found = compose(studio.material, "test", 2, seed=0, image_size=42), [], {}
+
+    def split():
+        found[threading.current_thread().name] = taps.Split(made, made.labels, Ones(), Ones(), tmp_path / "one")
+
+    other = threading.Thread(target=split, name="other")
+
+    class Ones:
+        device, tap_names, module = torch.device("cpu"), ("one",), torch.nn.Linear(1, 1).requires_grad_(False)
+
+        def __init__(self):
+            self.module.weight.fill_(1)
+            self.module.bias.fill_(1)
+
+        def __call__(self, given):
+            if not came:
+                came.append(threading.current_thread().name)
+                other.start()
+                other.join(3)
+            came.append(threading.current_thread().name)
+            return [torch.ones(len(given), 2, 3)]
+
+    split()
+    other.join()
+    assert set(came) == {"MainThread"}
+    for one in found.values():
+        assert all(tap.eq(1).all() for tap in (*one._visual[:], *one._audio[:]))
+    assert len(found) == 2
 
 
 def test_taps_are_written_once(clips, tmp_path, monkeypatch):
