@@ -117,8 +117,7 @@ def write_report(values: Mapping[str, Any], folder: Path, accuracy: Path = ACCUR
         parts += dict.fromkeys(untimed)  # both directions say the same
     if accuracy.is_file():
         told = json.loads(accuracy.read_text())
-        title = "Localisation on composed clips, test split"
-        figures.draw_accuracy(told["methods"], told["without cost"], folder / "accuracy.png", title)
+        figures.draw_accuracy(told["methods"], told["without cost"], folder / "accuracy.png", told["title"])
         pictures.append(folder / "accuracy.png")
         parts.append(f"## Accuracy beside memory\n\n![accuracy](accuracy.png)\n\n{told['notes']}")
     parts.append("## Where\n\n" + aligned(("", "what"), list(where.items()), markdown=True))

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from examples.stamps.assets import AUDIO_WEIGHTS, PHOTOS, STAMPS, VISION_WEIGHTS
 from examples.stamps.exercises import METTLE, METTLE_TAPS, MOLT, MOLT_TAPS, POOLED, Exercise
 from examples.stamps.material import load_material
 from examples.stamps.methods import WIDTH, Live, Model
-from examples.stamps.peers_report import Outcome, write_accuracy
+from examples.stamps.peers_report import Outcome, Runs, write_accuracy
 from examples.stamps.scenes import SEGMENTS
 from examples.stamps.splits import CPU, Studio
 from examples.stamps.training import CLIP_NORM, LEARNING_RATE, WARM_UP, train
@@ -36,6 +38,7 @@ from fastav.cost import METHODS, Cost, random_inputs
 from fastav.cost.methods import DERIVED, default_options
 from fastav.cost.profile import profile
 from fastav.cost.where import where
+from fastav.optional import load_optional
 from fastav.tasks import LocalizationTask
 
 SIZES = {"train": 240, "validation": 100, "test": 300}
@@ -83,24 +86,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/peers"), help="where the runs are kept")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each method with the rate that was chosen")
     parser.add_argument("--methods", nargs="+", choices=list(RATES), help="run these alone, and write no table")
-    parser.add_argument("--table", action="store_true", help="run nothing; a table of the methods that are complete")
+    parser.add_argument("--table", action="store_true", help="train nothing; tables of the runs that are there")
     parser.add_argument("--device", type=torch.device, default=CPU, help="where it is trained")
     options = parser.parse_args()
+    if options.table and options.methods:
+        parser.error("--table is of all methods of which runs are there; leave out --methods")
+    load_optional("peft", by="LoRA", extra="baselines")  # now, not after hours
+    load_optional("greenlet", by="DG-SCT", extra="baselines")
     paths, missing = fetch_all([VISION_WEIGHTS, AUDIO_WEIGHTS, STAMPS, PHOTOS])
     if missing:
         raise SystemExit("\n".join([*map(str, missing), "without them there is nothing to compare"]))
     exercise = localization(SIZES, IMAGE_SIZE, paths, options.device)
-    for count in range(0 if options.table else options.seeds):
+    for seeds in range(1, 1 + (0 if options.table else options.seeds)):
         for method in options.methods or RATES:
-            outcomes(partial(outcome, exercise, method, folder=options.out), RATES[method], count + 1)
-            print(f"{method}: seeds 0 to {count} are there" if count else f"{method}: seed 0 is there", flush=True)
-    if options.methods and not options.table:
+            outcomes(partial(outcome, exercise, method, folder=options.out), RATES[method], seeds)
+            print(f"{method}: {seeds} seed(s) are there", flush=True)
+    if options.methods:
         return
-    runs = kept(options.out, options.seeds)
+    runs = kept(options.out)
     if not runs:
-        raise SystemExit(
-            f"{options.out}: of no method are all runs of {options.seeds} seed(s) there; leave out --table"
-        )
+        raise SystemExit(f"{options.out}: of no method are all rates there that have to be tried; leave out --table")
     split = exercise.examples["train"].split
     found, reasons = costs(runs, split.visual.module, split.audio.module)
     nothing = exercise.chance[0], {name: 100 * value.item() for name, value in exercise.chance[1].items()}
@@ -108,12 +113,21 @@ def main() -> None:
     print("\n".join(map(str, written)))
 
 
-def kept(folder: Path, seeds: int) -> dict[str, list[Outcome]]:
-    """The runs of all methods of which all runs are there."""
+def kept(folder: Path) -> dict[str, Runs]:
+    """The runs of all methods of which the search for the rate is there, with as many seeds as are."""
     found = {}
     for method in RATES:
+        tried: dict[float, Outcome] = {}
+
+        def look(rate: float, seed: int, method: str = method, tried: dict[float, Outcome] = tried) -> Outcome:
+            tried[rate] = read(method, rate, seed, folder=folder)
+            return tried[rate]
+
         with suppress(FileNotFoundError):
-            found[method] = outcomes(partial(read, method, folder=folder), RATES[method], seeds)
+            chosen = outcomes(look, RATES[method], 1)
+            found[method] = Runs(chosen, [tried[rate] for rate in sorted(tried)])
+            for seed in count(1):
+                chosen.append(read(method, chosen[0].rate, seed, folder=folder))
     return found
 
 
@@ -135,13 +149,18 @@ def costs(methods: Iterable[str], visual: nn.Module, audio: nn.Module) -> tuple[
 def notes(device: torch.device) -> str:
     """How it was measured, the costs on a device."""
     return (
-        f"Localisation on composed clips of {IMAGE_SIZE} px, none of which any recipe of Mettle's, MoLT's or the "
-        f"mean-pooled features' was chosen on: {SIZES['train']} to train on, {SIZES['validation']} to choose the epoch "
-        f"and the learning rate, {SIZES['test']} to test; {EPOCHS} epochs, {BATCH} clips a step, one schedule for all. "
-        f"Learning rates are a factor of {FACTOR} apart; the better of two neighbours is followed until the next is no "
-        f"better. The head reads as many tokens as a method has, 4 of Mettle and MoLT and one of all others. All in "
-        f"float32; Mettle, MoLT and the mean-pooled features read taps stored in 16 bits. Costs are of one clip, "
-        f"straight from pixels and sound: {where(device)}."
+        f"Localisation on composed clips of {IMAGE_SIZE} px: {SIZES['train']} to train on, {SIZES['validation']} to "
+        f"choose the epoch and the learning rate, {SIZES['test']} to test; {EPOCHS} epochs, {BATCH} clips a step, one "
+        f"schedule for all. Test clips show the same cut-outs and play the same recordings as training clips, in other "
+        f"combinations and before other backgrounds: scores say nothing of unseen animals. No recipe of Mettle's, "
+        f"MoLT's or the mean-pooled features' was chosen on these clips; read-outs, ladder and naive adapters were "
+        f"mended after earlier runs on them, for what validation and training showed. Learning rates are a factor of "
+        f"{FACTOR} apart; the better of two neighbours is followed until the next is no better. The head reads as many "
+        f"tokens as a method has, 4 of Mettle and MoLT and one of all others; its rate, and the peers' ranks and "
+        f"ratios, are one choice for all. Taps, and what frozen features read, are standardised by the first "
+        f"{MEASURED} clips; read-outs of what moves follow it as a running mean over {FOLLOWED} batches. All compute "
+        f"in float32, from inputs or taps that were stored in 16 bits. Costs are of one clip, straight from pixels and "
+        f"sound: {where(device)}."
     )
 
 
@@ -248,6 +267,7 @@ def outcome(exercise: Exercise, method: str, rate: float, seed: int, *, folder: 
     """One run: as it was kept, or run now and kept."""
     with suppress(FileNotFoundError):
         return read(method, rate, seed, folder=folder)
+    begun = f"{where(exercise.examples['train'].split.device)}, commit {commit()}"
     run = train(
         f"{method}, rate {rate:.3g}",
         exercise.methods[method],
@@ -270,11 +290,13 @@ def outcome(exercise: Exercise, method: str, rate: float, seed: int, *, folder: 
         head,
         run.losses,
         run.seconds_per_epoch,
-        f"{where(exercise.examples['train'].split.device)}, commit {commit()}",
+        begun,
     )
     path = path_of(folder, method, rate, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")  # a run that is broken off while it is written leaves no half of a file
+    unfinished = path.with_suffix(
+        f".{os.getpid()}"
+    )  # a run that is broken off while it is written leaves no half of a file
     unfinished.write_text(json.dumps({**asdict(found), "settings": settings(method)}, indent=1) + "\n")
     unfinished.replace(path)
     return found

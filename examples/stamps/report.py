@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ def scores(exercises: Sequence[Exercise], runs: Runs) -> str:
         of = runs[exercise.name]
         for heading, key in exercise.shown.items():
             nothing = f"{100 * exercise.chance[1][key].item():.1f}"
-            found = (_mean(run.scores["test"][key] for run in of[one]) if one in of else "" for one in methods)
+            found = (spread([run.scores["test"][key] for run in of[one]]) if one in of else "" for one in methods)
             rows.append([exercise.name, heading, nothing, *found])
     head = ["exercise", "score", "nothing learned", *methods]
     return _table(head, rows)
@@ -94,7 +94,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     )
 
 
-def _mean(values: Iterable[float]) -> str:
-    values = list(values)
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
+def spread(values: Sequence[float]) -> str:
+    """The mean, and the standard deviation if there are several."""
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{deviation}"

@@ -105,7 +105,7 @@ def train(
                 best = {key: value.clone() for key, value in model.state_dict().items()}
     model.load_state_dict(best)
     model.eval()
-    run.seconds_per_epoch = sorted(durations)[len(durations) // 2]
+    run.seconds_per_epoch = statistics.median(durations)
     run.scores["test"], run.of_clips = score_clips(model, examples["test"])
     run.scores |= {key: score(model, part) for key, part in examples.items() if key not in ("train", *run.scores)}
     return run

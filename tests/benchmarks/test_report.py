@@ -60,7 +60,12 @@ def accuracy(tmp_path):
     one = {"method": "mettle", "title": "Mettle", "accuracy": 71.0, "deviation": 1.0, "saved": 4e6}
     path = tmp_path / "accuracy.json"
     others = [{"title": "mean-pooled", "accuracy": 64.0}]
-    told = {"methods": [one, {**one, "method": "lavish"}], "without cost": others, "notes": "Measured somewhere."}
+    told = {
+        "title": "Some task",
+        "methods": [one, {**one, "method": "lavish"}],
+        "without cost": others,
+        "notes": "Measured somewhere.",
+    }
     path.write_text(json.dumps(told))
     return path
 

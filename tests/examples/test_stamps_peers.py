@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks.report import ACCURACY
 from examples.stamps import peers, splits
-from examples.stamps.exercises import METTLE, POOLED
-from examples.stamps.peers_report import Outcome, write_accuracy
+from examples.stamps.exercises import METTLE, MOLT, POOLED
+from examples.stamps.peers_report import Outcome, Runs, write_accuracy
 from examples.stamps.training import LEARNING_RATE, _parameter_groups
 from fastav.baselines import Naive
 from fastav.cost import METHODS
@@ -94,18 +94,24 @@ def test_validation_chooses_the_rate_and_other_seeds_follow(validation, tried, b
     assert [(one.rate, one.seed) for one in found] == [(best, 0), (best, 1), (best, 2)]
 
 
-def test_methods_of_which_runs_are_missing_are_left_out(tmp_path):
+def test_methods_whose_search_is_not_complete_are_left_out(tmp_path):
+    """Of naive there are two seeds, of LAVISH one, of MoLT a rate is missing."""
     (tmp_path / "runs").mkdir()
     first = peers.RATES["naive"]
     assert first == peers.RATES["lavish"]
-    for rate, seed in ((first, 0), (3 * first, 0), (first / 3, 0), (first, 1)):
-        for method in ("naive", "lavish") if seed == 0 else ("naive",):
+    there = {"naive": [*((rate, 0) for rate in (first, 3 * first, first / 3)), (first, 1)]}
+    there |= {"lavish": there["naive"][:3], MOLT: [(peers.RATES[MOLT], 0)]}
+    for method, runs in there.items():
+        for rate, seed in runs:
             run = replace(RUN, method=method, rate=rate, seed=seed, monitored=[float(rate == first)])
             path = peers.path_of(tmp_path, method, rate, seed)
             path.write_text(json.dumps({**asdict(run), "settings": peers.settings(method)}))
-    found = peers.kept(tmp_path, 2)
-    assert list(found) == ["naive"]
-    assert [run.seed for run in found["naive"]] == [0, 1]
+    found = peers.kept(tmp_path)
+    assert {method: [run.seed for run in runs.chosen] for method, runs in found.items()} == {
+        "naive": [0, 1],
+        "lavish": [0],
+    }
+    assert [run.rate for run in found["naive"].tried] == [first / 3, first, 3 * first]
 
 
 def test_a_run_of_a_method_with_other_options_is_refused(tmp_path, monkeypatch):
@@ -146,24 +152,27 @@ def test_every_method_with_a_cost_has_a_rate():
     assert {peers.ADAPTERS.get(method, (method, {}))[0] for method in peers.RATES} - {POOLED} == set(METHODS)
 
 
-def test_table_and_points_hold_what_they_were_given(tmp_path):
-    there = replace(RUN, test={**RUN.test, "accuracy": 44.0}, where="there, commit 1a2b3c4d5e6f")
+def test_tables_and_points_hold_what_they_were_given(tmp_path):
+    pytest.importorskip("matplotlib")
+    there = replace(RUN, test={**RUN.test, "accuracy": 44.0}, where="there, commit 1a2b3c4d5e6f", seconds_per_epoch=4.0)
+    slow = replace(RUN, rate=3e-3, monitored=[20.0])
     pooled = replace(RUN, of_clips=[40.0, 10.0, 40.0])
-    runs = {METTLE: [RUN, there], POOLED: [pooled, pooled]}
-    table, points = write_accuracy(tmp_path, runs, {METTLE: GIVEN}, NOTHING, "Somewhere.")
+    runs = {METTLE: Runs([RUN, there], [RUN, slow]), POOLED: Runs([pooled], [pooled])}
+    cost = replace(GIVEN, trainable=RUN.trainable)
+    table, points, picture = write_accuracy(tmp_path, runs, {METTLE: cost}, NOTHING, "Somewhere.")
     text = table.read_text()
-    assert cells(text, "always background") == ["always background", "51.5", "0.0", "100.0", *["-"] * 11]
-    assert cells(text, "Mettle") == [
-        "Mettle", "42.0 ± 2.8", "30.0 ± 0.0", "10.0 ± 0.0", "-", "-", "0.001", "2, 2", "0.25", "900", "100",
-        "5.0", "12", "100", "2.00",
+    assert cells(text, "always background") == ["always background", "-", "51.5", "0.0", "100.0", *"------"]
+    assert cells(text, "Mettle", "2") == [
+        "Mettle", "2", "42.0 ± 2.8", "30.0 ± 0.0", "10.0 ± 0.0", "900", "5.0", "12.3", "100", "2.00", "2",
     ]  # fmt: skip
+    assert cells(text, POOLED, "1") == [POOLED, "1", "40.0", "30.0", "10.0", "900", *"----", "1"]
     # 0, 30 and 0 more: 10 on average, with a standard deviation of 300 ** 0.5, over 3 ** 0.5.
-    assert cells(text, POOLED) == [
-        POOLED, "40.0 ± 0.0", "30.0 ± 0.0", "10.0 ± 0.0", "+10.0 ± 10.0", "-", "0.001", "2, 2", "0.25", "900", "100",
-        *["-"] * 4,
-    ]  # fmt: skip
-    assert "mean ± standard deviation over 2 seeds;" in text
-    assert "Somewhere. Trained on here, commit 1a2b3c4d5e6f; there, commit 1a2b3c4d5e6f." in text
+    assert cells(text, POOLED, "0.001") == [
+        POOLED, "0.001", "0.001: 50.0", "2", "0.25", "100", "+10.0 ± 10.0", "-"]  # fmt: skip
+    assert cells(text, "Mettle", "0.001") == [
+        "Mettle", "0.001", "0.001: 50.0, 0.003: 20.0", "2, 2", "0.25", "100", "-", "-10.0 ± 10.0"]  # fmt: skip
+    assert "Somewhere.\n\nTrained on here, commit 1a2b3c4d5e6f; there, commit 1a2b3c4d5e6f." in text
+    assert picture.read_bytes().startswith(b"\x89PNG")
     told = json.loads(points.read_text())
     (point,) = told["methods"]
     assert told["without cost"] == [
@@ -174,9 +183,6 @@ def test_table_and_points_hold_what_they_were_given(tmp_path):
                      "saved": 5_000_000}  # fmt: skip
 
 
-def test_of_a_single_run_there_is_no_spread(tmp_path):
-    table, _ = write_accuracy(tmp_path, {"naive": [RUN]}, {}, NOTHING, "")
-    text = table.read_text()
-    assert cells(text, "naive adapters")[1:4] == ["40.0", "30.0", "10.0"]
-    assert "Percent, of one run of each method;" in text
-    assert "±" not in text
+def test_the_cost_of_another_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="naive: a model of 900 parameters was trained, and the cost is of one of 901"):
+        write_accuracy(tmp_path, {"naive": Runs([RUN], [RUN])}, {"naive": replace(GIVEN, trainable=901)}, NOTHING, "")
