@@ -1,4 +1,4 @@
-"""Accuracy beside cost: the runs of all methods as tables, a picture, and what ``python -m benchmarks.report`` reads."""
+"""Accuracy beside cost: the runs of all methods as tables, a picture, and what ``benchmarks.report`` reads."""
 
 from __future__ import annotations
 
