@@ -159,7 +159,7 @@ def run_profile(device: torch.device, results: Path) -> list[str]:
 
 
 def run_accuracy(device: torch.device, results: Path) -> list[str]:
-    """Train every method on the demo's localisation; what failed."""
+    """Train every method on the demo's localisation, and draw accuracy against memory there; what failed."""
     folder = places(results, environment(device), "-accuracy")[0].with_suffix("")
     return _run("examples.stamps.peers", "--device", str(device), "--out", str(folder))
 
