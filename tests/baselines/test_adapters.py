@@ -133,7 +133,7 @@ def test_tokens_that_start_at_zero_stay_one_token():
             optimizer.zero_grad()
             module(x, y).square().sum().backward()
             optimizer.step()
-        assert (module.tokens.std(0).max().item() > 1e-5) == spread
+        assert (module.tokens != module.tokens[0]).any() == spread
 
 
 @pytest.mark.parametrize(("ratio", "groups"), [(5, 1), (8, 3)])

@@ -7,7 +7,7 @@ import torch
 
 from fastav.backbones import streams
 from fastav.baselines import BASELINES
-from fastav.baselines.sites import blocks_of
+from fastav.baselines.base import blocks_of
 from tests.baselines.making import built, stirred
 
 pytest.importorskip("timm")
