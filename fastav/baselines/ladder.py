@@ -52,8 +52,8 @@ class Ladder(nn.Module):
         windows: Sequence[tuple[int, int] | None],
     ) -> None:
         super().__init__()
-        if ratio < 1 or any(width % ratio for width in widths):
-            raise ValueError(f"ratio={ratio} must be at least 1 and divide the widths {sorted(set(widths))}")
+        if any(width % ratio for width in widths):
+            raise ValueError(f"ratio={ratio} must divide the widths {sorted(set(widths))}")
         counts = [count for count, _ in groupby(tokens)]
         if len(counts) > 1 and (prefix or any(isqrt(count) ** 2 != count for count in counts)):
             raise ValueError(f"a ladder over stages of {counts} tokens wants square maps of patches")

@@ -354,17 +354,17 @@ def test_mistakes_are_named(tiny, pair):
     with pytest.raises(ValueError, match=r"targets is 'attention', but the blocks of VisionTransformer call no such"):
         built("lora", (fused, audio), targets="attention")
     assert len(built("lora", (fused, audio)).changes) == 2 * (3 + 2 * 4)  # one down and one up each
-    with pytest.raises(ValueError, match=r"ratio=5 must be at least 1 and divide the widths \[16\]"):
+    with pytest.raises(ValueError, match=r"ratio=5 must divide the widths \[16\]"):
         built("ladder", pair, ratio=5)
-    for name, what in (("ladder", "ratio=0 must be at least 1"), ("naive", "ratio=0 and groups=2 must divide")):
-        with pytest.raises(ValueError, match=what):
+    for name in ("ladder", "naive"):
+        with pytest.raises(ValueError, match="ratio is 0, wanted an integer of at least 1"):
             built(name, pair, ratio=0)
     with pytest.raises(ValueError, match="DGSCT wants two backbones that go side by side, was given one for both"):
         built("dg-sct", (vit, vit))
     for name in ("naive", "lavish", "dg-sct"):
         with pytest.raises(ValueError, match="adapters cannot be put into Dinov2Layer"):
             create_baseline(name, visual=tiny.hf("Dinov2"), audio=tiny.vit(in_chans=1), ratio=2)
-    with pytest.raises(ValueError, match=r"audio_input has spectrograms of shape \(3, 32, 32\), wanted one channel"):
+    with pytest.raises(ValueError, match=r"audio_input has sounds of shape \(3, 32, 32\), wanted spectrograms of one"):
         built("lavish", pair)(torch.randn(1, 2, 3, 32, 32), torch.randn(1, 2, 3, 32, 32))
     whisper = tiny.hf("Whisper")
     for wrong in (None, 3, -4, 4.0):
