@@ -294,9 +294,8 @@ def outcome(exercise: Exercise, method: str, rate: float, seed: int, *, folder: 
     )
     path = path_of(folder, method, rate, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(
-        f".{os.getpid()}"
-    )  # a run that is broken off while it is written leaves no half of a file
+    # A run that is broken off while it is written leaves no half of a file.
+    unfinished = path.with_suffix(f".{os.getpid()}")
     unfinished.write_text(json.dumps({**asdict(found), "settings": settings(method)}, indent=1) + "\n")
     unfinished.replace(path)
     return found
