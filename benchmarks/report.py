@@ -83,6 +83,7 @@ def write_report(values: Mapping[str, Any], folder: Path, accuracy: Path = ACCUR
     found = [one["extra_info"] for one in values["benchmarks"]]
     methods = sorted(costs_of(values), key=lambda one: METHODS.index(one[1].method))
     scaling = [one for one in found if one.get("kind") == "scaling"]
+    stored = [one for one in found if one.get("kind") == "store"]
     ops = [one for one in found if one.get("kind") == "op"]
     missing = [one for one in values["absences"] if "method" in one]
     where = values["environment"]
@@ -104,6 +105,8 @@ def write_report(values: Mapping[str, Any], folder: Path, accuracy: Path = ACCUR
         figures.draw_scaling(scaling, folder / "scaling.png", f"{scaling[0]['size']}\n{place}")
         pictures.append(folder / "scaling.png")
         parts.append(f"## How a step grows\n\n![scaling](scaling.png)\n\n{_scaling(scaling)}")
+    if stored:
+        parts.append(_stored(stored))
     batches = {one["batch"] for one, _ in methods}
     parts += [f"{TITLES[one['method']]}, {one['batch']}, was not measured: {one['reason']}."
               for one in missing if one["batch"] not in batches]  # fmt: skip
@@ -196,6 +199,28 @@ def _scaling(points: Sequence[Mapping[str, Any]]) -> str:
     ]
     head = ("method", "grows", "to", "saved MB", "peak MB", "step ms", "of frozen", "quartiles")
     return aligned(head, rows, markdown=True)
+
+
+def _stored(epochs: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        (
+            TITLES[one["method"]],
+            f"{one['bytes'] / 1e6:.1f}",
+            one["dtype"],
+            f"{one['through'] / one['clips'] * 1e3:.0f}",
+            f"{one['stored'] / one['clips'] * 1e3:.0f}",
+            f"{one['times as fast']:.1f}",
+            "{:.1f} ... {:.1f}".format(*one["quartiles"]),
+        )
+        for one in epochs
+    ]
+    head = ("method", "MB a clip", "as", "step ms through", "step ms stored", "times as fast", "quartiles")
+    said = (
+        f"Taps written once, then a training step from them beside one through the backbones, in epochs of "
+        f"{epochs[0]['clips']} clips by turns. The system holds what was just written in memory: from a disk that must "
+        f"be read, its own time comes on top."
+    )
+    return f"## From stored taps\n\n{said}\n\n{aligned(head, rows, markdown=True)}"
 
 
 def _ops(ops: Sequence[Mapping[str, Any]], copy: float, products: float) -> str:

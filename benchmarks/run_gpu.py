@@ -136,7 +136,7 @@ def run_methods(device: torch.device, results: Path, *, smoke: bool) -> list[str
     chosen = {"frozen": "[frozen- and one"} if smoke else {method: f"[{method}-" for method in METHODS}
     parts = {method: ["benchmarks/test_methods.py", "-k", ids] for method, ids in chosen.items()}
     if not smoke:
-        parts |= {name: [f"benchmarks/test_{name}.py"] for name in ("scaling", "ops")}
+        parts |= {name: [f"benchmarks/test_{name}.py"] for name in ("scaling", "store", "ops")}
     failed: list[str] = []
     together: list[str] = []
     for name, what in parts.items():

@@ -14,6 +14,7 @@ from fastav.backbones import FrozenBackbone
 from fastav.cost.memory import Peak, peak
 from fastav.cost.saved import saved_for_backward
 from fastav.cost.timing import Marks
+from fastav.output import AdapterOutput
 from fastav.tasks.task import Task
 
 #: What a step's time is spent on, in order.
@@ -47,14 +48,21 @@ class Step:
 
     def forward(self) -> Tensor:
         """The loss."""
-        out = self.method(*self.inputs)
+        return self.loss(self.method(*self.inputs))
+
+    def loss(self, out: AdapterOutput) -> Tensor:
+        """The loss of what the method gave."""
         return self.task.loss(self.task(out, self.batch), self.batch) + out.aux_loss
+
+    def learn(self, loss: Tensor) -> None:
+        """What follows a loss."""
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
     def __call__(self) -> None:
         """The whole step."""
-        self.forward().backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.learn(self.forward())
 
     @contextmanager
     def inference(self) -> Iterator[Callable[[], Any]]:
@@ -88,7 +96,7 @@ class Step:
             marks.set("start")
             out = self.method(*self.inputs)
             marks.set("side branch")
-            loss = self.task.loss(self.task(out, self.batch), self.batch) + out.aux_loss
+            loss = self.loss(out)
             marks.set("head")
             loss.backward()
             marks.set("backward")

@@ -31,6 +31,9 @@ def values():
         "peak": 3_400_000,
         "step": 0.2,
     }
+    store = {"kind": "store", "size": "small pair", "method": "molt", "batch": "an epoch of 4 clips", "clips": 4,
+             "bytes": 2_000_000, "dtype": "float16", "through": 8.0, "stored": 0.4,
+             "times as fast": 20.5, "quartiles": [19.0, 21.0]}  # fmt: skip
     op = {"kind": "op", "case": "distill", "by": "ours", "dtype": "float32", "direction": "forward",
           "spread": {"median": 2e-3, "low": 2e-3, "high": 2.1e-3, "rounds": 5, "late": 4},
           "operations": 4e6, "bytes": 1e6, "GB/s": 0.5, "share of copy bandwidth": 0.25}  # fmt: skip
@@ -41,6 +44,7 @@ def values():
         {**peer, "batch": "one clip, checkpointed"},
         {**scaling, "value": 1, "over frozen": 1.1, "quartiles": [1.0, 1.25]},
         {**scaling, "value": 2, "over frozen": 1.2, "quartiles": [1.1, 1.3]},
+        store,
         op,
     ]
     return {
@@ -87,6 +91,8 @@ def test_report_holds_the_figures(tmp_path, accuracy):
     # 5 MB of 50 MB, 12.3 of 49.2 MB, twice as long, and as many of its own frozen forward's.
     assert cells(text, "Mettle", "LAVISH") == ["Mettle", "LAVISH", "0.100", "0.250", "2.000", "1.000"]
     assert cells(text, "Mettle", "clips", "2") == ["Mettle", "clips", "2", "1.0", "3.4", "200", "1.20", "1.10 ... 1.30"]
+    stored = ["MoLT", "2.0", "float16", "2000", "100", "20.5", "19.0 ... 21.0"]
+    assert cells(text, "MoLT", "2.0") == stored
     assert cells(text, "distill") == ["distill", "forward", "ours", "2.00 ms (host)", "100.0 us", "0.5", "0.25"]
     assert "Measured somewhere." in text
     assert all(name in text for name in names[1:])

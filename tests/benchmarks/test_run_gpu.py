@@ -122,9 +122,16 @@ def test_each_method_has_a_process_and_the_report_what_is_there(tmp_path, monkey
     (failed,) = run_gpu.run_methods(torch.device("cuda", 0), tmp_path, smoke=False)
     assert "-k [mettle-" in failed
     folder = tmp_path / "some-gpu/2031-02-03-methods"
-    json_of = [str(folder / "parts" / name / "benchmarks.json") for name in ("lora", "molt", "ops", "scaling")]
+    names = ("lora", "molt", "ops", "scaling", "store")
+    lora, molt, ops, scaling, store = (str(folder / "parts" / name / "benchmarks.json") for name in names)
     reports = [command[1:-2] for command in commands if command[0] == "benchmarks.report"]
-    assert reports == [json_of[1:2], json_of[:2], [*json_of[:2], json_of[3]], json_of]
+    assert reports == [
+        [molt],
+        [lora, molt],
+        [lora, molt, scaling],
+        [lora, molt, scaling, store],
+        [lora, molt, ops, scaling, store],
+    ]
     assert commands[-1][-2:] == ["--out", str(folder)]
     assert not (folder / "parts").exists()
 

@@ -1,0 +1,3 @@
+from tests.backbones.conftest import tiny
+
+__all__ = ["tiny"]
