@@ -109,7 +109,7 @@ class Lavish(Baseline):
             )
         self.visual = self._tapped(visual, self._visual_taps(visual))
         self._blocks = blocks_with_branches(visual)
-        self.beside = nn.ModuleList(
+        self.adapters = nn.ModuleList(
             nn.ModuleList(
                 nn.ModuleDict({modality: LavishAdapter(width, **self.settings) for modality in ("visual", "audio")})
                 for _ in ("attention", "mlp")
@@ -132,8 +132,8 @@ class Lavish(Baseline):
 
         def added(number: int, which: int, tokens: Tensor) -> Tensor:
             seen, heard = tokens.chunk(2)
-            beside: Any = self.beside[number]
-            return torch.cat([beside[which]["visual"](seen, heard), beside[which]["audio"](heard, seen)])
+            adapters: Any = self.adapters[number]
+            return torch.cat([adapters[which]["visual"](seen, heard), adapters[which]["audio"](heard, seen)])
 
         taps = self.visual(both, inside=partial(inserted, self._blocks, added))
         return Seen([tap[: len(visual)] for tap in taps], taps[-1][len(visual) :])

@@ -68,7 +68,7 @@ class Naive(Baseline):
     def _build(self, visual: FrozenBackbone, audio: FrozenBackbone) -> None:
         super()._build(visual, audio)
         self._blocks = {"visual": blocks_with_branches(visual), "audio": blocks_with_branches(audio)}
-        self.beside = nn.ModuleDict(
+        self.adapters = nn.ModuleDict(
             {
                 modality: nn.ModuleList(
                     nn.ModuleList(Bottleneck(width, **self.settings) for _ in ("attention", "mlp"))
@@ -85,10 +85,10 @@ class Naive(Baseline):
         return self._taps("audio", audio)[-1]
 
     def _taps(self, modality: str, x: Tensor) -> list[Tensor]:
-        beside: Any = self.beside[modality]
+        adapters: Any = self.adapters[modality]
 
         def added(number: int, which: int, tokens: Tensor) -> Tensor:
-            return beside[number][which](tokens)
+            return adapters[number][which](tokens)
 
         inside = partial(inserted, self._blocks[modality], added, behind=self.placement == "behind")
         return getattr(self, modality)(x, inside=inside)

@@ -116,14 +116,14 @@ class DGSCT(Baseline):
         seeing, hearing = blocks_with_branches(visual), blocks_of(audio)
         self._blocks = [seeing[i] for i, _ in self.pairs], [hearing[j] for _, j in self.pairs]
         spans = self._spans(audio.tokens)
-        self.beside = nn.ModuleList()
+        self.adapters = nn.ModuleList()
         self._tokens: list[tuple[int, int]] = []  # of both modalities, for which each of these is built
         for i, j in self.pairs:
             seen = visual.widths[i], visual.tokens[i]
             heard = audio.widths[j], audio.tokens[j] // spans
             for _ in ("first", "second"):
                 self._tokens.append((seen[1], heard[1]))
-                self.beside.append(
+                self.adapters.append(
                     nn.ModuleDict(
                         {
                             "visual": DGSCTAdapter(*seen, *heard, **self.settings),
@@ -164,7 +164,7 @@ class DGSCT(Baseline):
     def _run(self, visual: Tensor, audio: Tensor, segments: int) -> Seen:
         if self.audio_layout == "clip" and segments != self.num_segments:
             raise ValueError(f"visual_input has {segments} segments a clip, num_segments is {self.num_segments}")
-        stations: Iterator[Any] = zip(self.beside, self._tokens, strict=True)
+        stations: Iterator[Any] = zip(self.adapters, self._tokens, strict=True)
         places: list[Tensor] = []
         twice = self.gradient_checkpointing and torch.is_grad_enabled()
 

@@ -72,7 +72,7 @@ def test_of_paired_backbones_the_adapters_run_again_and_the_blocks_that_are_not_
     assert model.pairs == [(0, 0), (2, 1)]
     runs = []
     parts = [*model.visual.module.blocks, *model.audio.module.blocks]
-    parts += [adapter for both in model.beside for adapter in both.values()]
+    parts += [adapter for both in model.adapters for adapter in both.values()]
     for part in parts:
         part.register_forward_pre_hook(lambda part, _: runs.append(part))
     out = model(*clips)

@@ -211,7 +211,7 @@ def test_only_what_a_method_adds_is_cast(tiny):
     vit.norm.float()
     model = create_baseline("naive", visual=vit, audio=ears, ratio=2)
     assert vit.norm.weight.dtype == torch.float32
-    assert {p.dtype for p in model.beside.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.adapters.parameters()} == {torch.bfloat16}
 
 
 def test_frozen_backbones_settings_count(tiny, pair, clips):
@@ -248,7 +248,7 @@ def test_maps_are_heard_as_tokens_are(tiny):
     assert model.pairs == [(0, 0), (1, 2), (2, 4)]
     eyes = model.visual.module
     v, maps = eyes._pos_embed(eyes.patch_embed(frames[0])), ears.patch_embed(sound[0])
-    beside = iter(model.beside)
+    beside = iter(model.adapters)
     for number, block in enumerate(block for layer in ears.layers for block in layer.blocks):
         if number == 2:
             maps = ears.layers[1].downsample(maps)
@@ -276,7 +276,7 @@ def test_nothing_is_left_behind_by_a_run_that_fails(pair, clips):
     def broken(module, args, output):
         raise RuntimeError("no more")
 
-    handle = model.beside[3]["audio"].register_forward_hook(broken)
+    handle = model.adapters[3]["audio"].register_forward_hook(broken)
     try:
         model(*clips)
     except RuntimeError as error:
@@ -314,7 +314,7 @@ def test_published_numbers_of_parameters(name, count):
     swin = timm.create_model("swinv2_large_window12_192", num_classes=0)
     assert sum(p.numel() for p in swin.parameters()) == 228_772_549 - (1536 + 1) * 21_841  # but for its classes' head
     model = create_baseline(name, visual=swin, audio=transformers.ClapAudioModel(transformers.ClapAudioConfig()))
-    assert sum(p.numel() for p in model.beside.parameters()) == count
+    assert sum(p.numel() for p in model.adapters.parameters()) == count
     read_outs = [p for part in (model.read_visual, model.read_audio) for p in part.parameters()]
     unread = sum(name.endswith("unread") for name, _ in model.named_parameters())  # one number each
     assert unread == {"lavish": 0, "dg-sct": 48}[name]
@@ -324,7 +324,7 @@ def test_published_numbers_of_parameters(name, count):
 
 def test_weight_decay_leaves_latent_tokens_and_gates_alone(pair):
     spared = built("lavish", pair).no_weight_decay()
-    assert {"beside.0.1.audio.attention.tokens", "beside.2.0.visual.bottleneck.gate"} <= spared
+    assert {"adapters.0.1.audio.attention.tokens", "adapters.2.0.visual.bottleneck.gate"} <= spared
     assert len(spared) == 3 * 3 * 4  # tokens and two gates in four adapters of three blocks
 
 

@@ -40,7 +40,7 @@ def test_frozen_features_are_the_last_tokens(pair, clips):
 
 def test_naive_beside_by_hand(pair, clips):
     model, last = stirred(built("naive", pair, placement="beside")), []
-    for vit, x, beside in zip(pair, clips, (model.beside["visual"], model.beside["audio"]), strict=True):
+    for vit, x, beside in zip(pair, clips, (model.adapters["visual"], model.adapters["audio"]), strict=True):
         x = stem(vit, x)
         for block, (first, second) in zip(vit.blocks, beside, strict=True):
             x = x + block.attn(block.norm1(x)) + first(x)
@@ -52,7 +52,7 @@ def test_naive_beside_by_hand(pair, clips):
 def test_naive_behind_by_hand(pair, clips):
     """Each is given what comes out of the attention and of the MLP, before that goes onto the tokens."""
     model, last = stirred(built("naive", pair)), []
-    for vit, x, behind in zip(pair, clips, (model.beside["visual"], model.beside["audio"]), strict=True):
+    for vit, x, behind in zip(pair, clips, (model.adapters["visual"], model.adapters["audio"]), strict=True):
         x = stem(vit, x)
         for block, (first, second) in zip(vit.blocks, behind, strict=True):
             s = block.attn(block.norm1(x))
@@ -73,7 +73,7 @@ def test_lavish_by_hand(pair, clips):
     norm = model.pictures.norm
     pictures = (clips[1] - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
     v, a = stem(pair[0], clips[0]), stem(pair[0], pictures.expand(-1, -1, 3, -1, -1))
-    for block, (first, second) in zip(pair[0].blocks, model.beside, strict=True):
+    for block, (first, second) in zip(pair[0].blocks, model.adapters, strict=True):
         rv, ra = first["visual"](v, a), first["audio"](a, v)
         v, a = v + block.attn(block.norm1(v)) + rv, a + block.attn(block.norm1(a)) + ra
         rv, ra = second["visual"](v, a), second["audio"](a, v)
@@ -86,7 +86,7 @@ def test_dgsct_by_hand(pair, clips):
     model = stirred(built("dg-sct", pair))
     assert model.pairs == [(0, 0), (2, 1)]
     v, a = stem(pair[0], clips[0]), stem(pair[1], clips[1])
-    beside = iter(model.beside)
+    beside = iter(model.adapters)
     audio = iter(pair[1].blocks)
     for number, block in enumerate(pair[0].blocks):
         if number == 1:
@@ -218,7 +218,7 @@ def test_dgsct_gives_each_segment_its_own_span_of_a_clip_and_puts_it_back(tiny):
 
     for layer in whisper.encoder.layers[:2]:
         layer.register_forward_pre_hook(note, with_kwargs=True)
-    adapter = model.beside[0]["audio"]
+    adapter = model.adapters[0]["audio"]
     adapter.register_forward_pre_hook(lambda _, args: came.append(args[0]))
     inputs = torch.randn(2, 4, 3, 32, 32), torch.randn(2, 80, 200)
     model(*inputs)

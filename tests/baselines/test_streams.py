@@ -25,7 +25,7 @@ def watched(model, fake):
         parts["audio"] = blocks_of(model.audio)
     for modality in ("visual", "audio"):
         if model.name == "naive":
-            parts[modality] += [bottleneck for pair in model.beside[modality] for bottleneck in pair]
+            parts[modality] += [bottleneck for pair in model.adapters[modality] for bottleneck in pair]
         if model.name == "ladder":
             parts[modality] += getattr(model, f"beside_{modality}").layers
     for part, modules in parts.items():
