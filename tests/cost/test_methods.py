@@ -22,7 +22,7 @@ def test_dgsct_is_built_for_sounds_of_any_length(tiny, family, layout):
     assert isinstance(cost, Cost), cost
     step = build_step("dg-sct", eyes, ears, inputs, audio_layout=layout)
     heard = {"segment": 1600, "clip": 800}[layout]
-    assert step.method.beside[0]["visual"].to_tokens.in_features == heard
+    assert step.method.adapters[0]["visual"].to_tokens.in_features == heard
 
 
 def test_random_numbers_of_others_stay_as_they_are(pair, monkeypatch):

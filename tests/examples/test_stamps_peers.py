@@ -67,7 +67,7 @@ def test_every_learning_rate_makes_a_difference(exercise, method):
     model = exercise.methods[method]()
     small, large = (_parameter_groups(model, 0.1, rate) for rate in (1e-3, 3e-3))
     differing = [sum(p.numel() for p in a["params"]) for a, b in zip(small, large, strict=True) if a["lr"] != b["lr"]]
-    wanted = model.source.adapter if method == "frozen" else model.source.adapter.beside
+    wanted = model.source.adapter if method == "frozen" else model.source.adapter.adapters
     assert sum(differing) == sum(p.numel() for p in wanted.parameters() if p.requires_grad)
     assert {group["lr"] for group in small} == {1e-3, LEARNING_RATE}
 
