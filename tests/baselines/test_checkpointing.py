@@ -153,3 +153,24 @@ def test_where_nothing_can_run_again_it_is_refused(pair, name, said):
     options = {"ratio": RATIOS[name]} if name in RATIOS else {}
     with pytest.raises(ValueError, match=said):
         create_baseline(name, visual=pair[0], audio=pair[1], width=WIDTH, gradient_checkpointing=True, **options)
+
+
+@pytest.mark.parametrize("name", ["naive", "lavish", "dg-sct", "lora", "full"])
+def test_checkpointed_blocks_are_refused_where_adapters_stand_in_them_by_hooks(tiny, clips, name):
+    """They run once more in backward, when the hooks are gone; LoRA's maps are still there."""
+    pair = [tiny.vit(embed_dim=16).double(), tiny.vit(embed_dim=16, in_chans=1).double()]
+    pair[0].set_grad_checkpointing()
+    if name in ("naive", "lavish", "dg-sct"):
+        for given in [pair, pair[::-1]][: 1 + (name != "lavish")]:
+            with pytest.raises(ValueError, match=r"checkpoints gradients.*call its set_grad_checkpointing\(False\)"):
+                built(name, given)
+        return
+    gradients = []
+    for on in (True, False):
+        pair[0].set_grad_checkpointing(on)
+        model = built(name, pair)
+        model(*clips).visual.square().sum().backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert len(gradients[0]) > 4
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)

@@ -234,3 +234,35 @@ def test_dgsct_gives_each_segment_its_own_span_of_a_clip_and_puts_it_back(tiny):
     marked = came[2] - plain
     for clip in range(2):
         torch.testing.assert_close(marked[clip, :, 0], torch.arange(4.0).repeat_interleave(25) + 4 * clip)
+
+
+def test_maps_are_heard_as_tokens_are(tiny):
+    """timm's Swin puts out (B, H, W, D)."""
+    torch.manual_seed(0)
+    ears = timm.create_model(
+        "swinv2_tiny_window8_256", img_size=64, in_chans=1, embed_dim=8, depths=[2, 3], num_heads=[2, 2], window_size=4
+    )
+    model = stirred(create_baseline("dg-sct", visual=tiny.vit(embed_dim=16), audio=ears, ratio=2, groups=1))
+    model.eval()
+    frames, sound = torch.randn(1, 2, 3, 32, 32), torch.randn(1, 2, 1, 64, 64)
+    assert model.pairs == [(0, 0), (1, 2), (2, 4)]
+    eyes = model.visual.module
+    v, maps = eyes._pos_embed(eyes.patch_embed(frames[0])), ears.patch_embed(sound[0])
+    beside = iter(model.adapters)
+    for number, block in enumerate(block for layer in ears.layers for block in layer.blocks):
+        if number == 2:
+            maps = ears.layers[1].downsample(maps)
+        if number not in (0, 2, 4):
+            maps = block(maps)
+            continue
+        seeing = eyes.blocks[number // 2]
+        first, second = next(beside), next(beside)
+        a = maps.flatten(1, 2)
+        (rv, _), (ra, _) = first["visual"](v, a), first["audio"](a, v)
+        v, a = v + seeing.attn(seeing.norm1(v)) + rv, block(maps).flatten(1, 2) + ra
+        (rv, _), (ra, places) = second["visual"](v, a), second["audio"](a, v)
+        v, a = v + seeing.mlp(seeing.norm2(v)) + rv, a + ra
+        maps = a.view(maps.shape)
+    torch.testing.assert_close(model(frames, sound).audio[0], model.read_audio(a, places))
+    scrambled = maps.transpose(1, 2).flatten(1, 2)  # rows for columns
+    assert not torch.allclose(model.read_audio(scrambled, places), model.read_audio(a, places))

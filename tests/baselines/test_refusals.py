@@ -84,19 +84,68 @@ def test_maps_of_frames_that_are_not_square(tiny):
     assert plain(frames, sound).visual.shape == (1, SEGMENTS, 1, WIDTH)
 
 
-def test_full_fine_tuning_leaves_whispers_positions_alone(tiny):
-    transformers = pytest.importorskip("transformers")
-    sizes = {
-        "d_model": 16,
-        "encoder_layers": 1,
-        "encoder_attention_heads": 2,
-        "encoder_ffn_dim": 32,
-        "decoder_attention_heads": 2,
-    }
-    whisper = transformers.WhisperModel(
-        transformers.WhisperConfig(num_mel_bins=8, max_source_positions=50, decoder_layers=1, **sizes)
+def test_mistakes_are_named(tiny, pair):
+    vit, audio = pair
+    with pytest.raises(ValueError, match=r"there is no baseline 'x'; choose one of \['dg-sct', 'frozen'"):
+        create_baseline("x", visual=vit, audio=audio)
+    with pytest.raises(ValueError, match=r"FrozenFeatures: audio_layout='clip' cuts the audio tokens .*'segment'"):
+        built("frozen", pair, audio_layout="clip")
+    with pytest.raises(ValueError, match="audio_layout is 'clips', wanted one of"):
+        built("frozen", pair, audio_layout="clips")
+    with pytest.raises(ValueError, match=r"visual backbone is of torch\.float32, the audio backbone of torch\.float64"):
+        create_baseline("naive", visual=tiny.vit(), audio=audio)
+    with pytest.raises(ValueError, match="Lavish hears spectrograms, but HubertModel takes raw sound"):
+        create_baseline("lavish", visual=tiny.vit(), audio=tiny.hf("Hubert"))
+    own = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 8)).double()
+    unknown = FrozenBackbone(own, ["0", "1"], example_input=torch.zeros(1, 6, 4).double())
+    assert built("lavish", (vit, unknown))(torch.randn(1, 3, 3, 32, 32), torch.randn(1, 3, 6, 4)).audio.shape[1] == 3
+    with pytest.raises(ValueError, match=r"Lavish: audio_layout='clip' .* blocks of Sequential are of no known family"):
+        built("lavish", (vit, unknown), audio_layout="clip")
+    with pytest.raises(ValueError, match=r"placement is 'after', wanted one of \('behind', 'beside'\)"):
+        built("naive", pair, placement="after")
+    with pytest.raises(ValueError, match=r"targets is 'qkv', wanted one of \('all', 'attention'\)"):
+        built("lora", pair, targets="qkv")
+    block = timm.models.vision_transformer.ParallelScalingBlock  # one map for attention and MLP
+    fused = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, block_fn=block).double()
+    with pytest.raises(ValueError, match=r"targets is 'attention', but the blocks of VisionTransformer call no such"):
+        built("lora", (fused, audio), targets="attention")
+    assert len(built("lora", (fused, audio)).changes) == 2 * (3 + 2 * 4)  # one down and one up each
+    with pytest.raises(ValueError, match=r"ratio=5 must divide the widths \[16\]"):
+        built("ladder", pair, ratio=5)
+    for name in ("ladder", "naive"):
+        with pytest.raises(ValueError, match="ratio is 0, wanted an integer of at least 1"):
+            built(name, pair, ratio=0)
+    with pytest.raises(ValueError, match="DGSCT wants two backbones that go side by side, was given one for both"):
+        built("dg-sct", (vit, vit))
+    for name in ("naive", "lavish", "dg-sct"):
+        with pytest.raises(ValueError, match="adapters cannot be put into Dinov2Layer"):
+            create_baseline(name, visual=tiny.hf("Dinov2"), audio=tiny.vit(in_chans=1), ratio=2)
+    with pytest.raises(ValueError, match=r"audio_input has sounds of shape \(3, 32, 32\), wanted spectrograms of one"):
+        built("lavish", pair)(torch.randn(1, 2, 3, 32, 32), torch.randn(1, 2, 3, 32, 32))
+    whisper = tiny.hf("Whisper")
+    for wrong in (None, 3, -4, 4.0):
+        with pytest.raises(ValueError, match=rf"num_segments is {wrong}, wanted .* divides its 100 audio tokens"):
+            create_baseline(
+                "dg-sct", visual=tiny.vit(), audio=whisper, audio_layout="clip", num_segments=wrong, ratio=2, groups=1
+            )
+    model = create_baseline(
+        "dg-sct", visual=tiny.vit(), audio=whisper, audio_layout="clip", num_segments=4, ratio=2, groups=1
     )
-    model = create_baseline("full", visual=tiny.vit(), audio=whisper, width=WIDTH)
-    left = {name for name, p in model.audio.module.named_parameters() if not p.requires_grad}
-    assert "embed_positions.weight" in left
-    assert model.audio.module.layers[0].fc1.weight.requires_grad
+    with pytest.raises(ValueError, match="visual_input has 2 segments a clip, num_segments is 4"):
+        model(torch.randn(1, 2, 3, 32, 32), torch.randn(1, 80, 200))
+    model = built("dg-sct", (tiny.vit(dynamic_img_size=True), tiny.hf("Hubert")), groups=1).float()
+    heard = (
+        r"block of the audio backbone puts out 1199 tokens a segment, .* built for 799, as inputs of shape \(16000,\)"
+    )
+    with pytest.raises(ValueError, match=heard + r".*FrozenBackbone\(\.\.\., example_input=one of them\)"):
+        model(torch.randn(1, 2, 3, 32, 32), torch.randn(1, 2, 24000))
+    seen = (
+        r"block of the visual backbone puts out 10 tokens a segment, .* built for 5, as inputs of shape \(3, 32, 32\)"
+    )
+    with pytest.raises(ValueError, match=seen):
+        model(torch.randn(1, 2, 3, 48, 48), torch.randn(1, 2, 16000))
+    model = create_baseline("lavish", visual=tiny.vit(), audio=whisper, audio_layout="clip", ratio=2, groups=1)
+    with pytest.raises(ValueError, match="audio_input has 200 frames a clip, which do not divide into 3"):
+        model(torch.randn(1, 3, 3, 32, 32), torch.randn(1, 80, 200))
+    with pytest.raises(ValueError, match=r"audio_input has shape \(2, 4, 1, 32, 32\), wanted \(2, 3\) first"):
+        built("frozen", pair)(torch.randn(2, 3, 3, 32, 32), torch.randn(2, 4, 1, 32, 32))
