@@ -27,12 +27,12 @@ def device_name(device: torch.device) -> str:
 
 
 def where(device: torch.device) -> str:
-    """Device, versions and date."""
+    """Device, versions and date; of a CPU the vectors that PyTorch's own kernels use there, too."""
     count = torch.get_num_threads()
-    threads = "" if device.type == "cuda" else f", {count} thread{'s' * (count > 1)}"
+    threads = f" ({torch.backends.cpu.get_cpu_capability()}), {count} thread{'s' * (count > 1)}"
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
     versions = [f"torch {torch.__version__}", *_versions(), f"fastav {fastav.__version__}"]
-    return f"{device_name(device)}{threads}, {', '.join(versions)}, {date}"
+    return f"{device_name(device)}{'' if device.type == 'cuda' else threads}, {', '.join(versions)}, {date}"
 
 
 def _versions() -> list[str]:
