@@ -62,7 +62,7 @@ def size_for(device: torch.device, *, full: bool) -> Size:
     if full:
         return ave_step(torch.float32, memory_of_machine() // 2)
     name = "Swin-V2-T at 64 px and HTS-AT at a quarter of its spectrogram"
-    return Size(name, _swin_tiny, _htsat_quarter, 2, torch.float32, 192 << 20)
+    return Size(name, _swin_tiny, _htsat_quarter, 2, torch.float32, 112 << 20)
 
 
 def _swin(name: str, **options: Any) -> nn.Module:

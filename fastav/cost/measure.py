@@ -121,8 +121,21 @@ def check_rounds(rounds: int) -> None:
         raise ValueError(f"rounds is {rounds}, wanted at least 2: a cost has a median and quartiles")
 
 
+def repeat(call: Callable[[], Any], *, setup: Callable[[], Any], rounds: int, warmup_rounds: int) -> None:
+    """Do ``setup`` and ``call`` by turns, as ``pedantic`` of pytest-benchmark does, which also times ``call``."""
+    for _ in range(warmup_rounds + rounds):
+        setup()
+        call()
+
+
 def measure_cost(
-    name: str, step: Step, frozen: Callable[[], Any], *, reached: Mapping[str, int], rounds: int = 5
+    name: str,
+    step: Step,
+    frozen: Callable[[], Any],
+    *,
+    reached: Mapping[str, int],
+    rounds: int = 5,
+    repeat: Callable[..., Any] = repeat,
 ) -> Cost:
     """Measure one method; time and memory in one process, first times, then memory.
 
@@ -132,21 +145,23 @@ def measure_cost(
         frozen: see :func:`frozen_forward`.
         reached: what :func:`fastav.cost.check` gave for it.
         rounds: how often each is timed, by turns.
+        repeat: who does the turns, see :func:`repeat`.
 
     Raises:
         ValueError: fewer than two rounds.
     """
     check_rounds(rounds)
-    times, parts = [], []
+    frozen_times, forwards, parts = [], [], []
+
+    def without_gradients() -> None:
+        frozen_times.append(timed(frozen, step.device))
+        with step.inference() as infer:
+            forwards.append(timed(infer, step.device))
+
     with serving() as served:
-        for number in range(WARM_UP + rounds):
-            of_frozen, of_parts = timed(frozen, step.device), step.parts()
-            with step.inference() as infer:
-                of_forward = timed(infer, step.device)
-            if number >= WARM_UP:
-                parts.append(of_parts)
-                times.append((of_frozen, sum(of_parts.values()), of_forward))
-    frozen_times, steps, forwards = zip(*times, strict=True)
+        repeat(lambda: parts.append(step.parts()), setup=without_gradients, rounds=rounds, warmup_rounds=WARM_UP)
+    frozen_times, forwards, parts = frozen_times[WARM_UP:], forwards[WARM_UP:], parts[WARM_UP:]
+    steps = [sum(one.values()) for one in parts]
     joules, no_joules = _joules(step)
     head = sum(p.numel() for p in step.task.parameters())
     return Cost(

@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -25,10 +26,21 @@ class Benchmark:
     def __init__(self, too_many=99):
         self.extra_info, self.group, self.timed, self.too_many = {}, None, [], too_many
 
-    def pedantic(self, step, rounds, warmup_rounds):
+    def pedantic(self, step, *, rounds, setup=None, warmup_rounds=0):
+        assert self.timed == [], "pytest-benchmark times once"
+        self.timed.append(step)
         if step >= self.too_many:
             raise torch.OutOfMemoryError
-        self.timed.append(step)
+
+
+class Clips(int):
+    """A step of so many clips, which runs if as many fit."""
+
+    fit = 99
+
+    def __call__(self):
+        if self > self.fit:
+            raise torch.OutOfMemoryError
 
 
 @pytest.fixture
@@ -49,19 +61,19 @@ def weigh(monkeypatch, told):
             raise
 
     def build(benchmark, *, fit=99, found=5, checked=lambda step: {"reached": 3, "blocks": 4}):
-        def measure_cost(method, step, frozen, *, reached, rounds):
-            if step > fit:
-                raise torch.OutOfMemoryError
+        def measure_cost(method, step, frozen, *, reached, rounds, repeat):
+            repeat(step, setup=frozen, rounds=rounds, warmup_rounds=1)
             return replace(GIVEN, method=method, clips=step, **reached)
 
-        monkeypatch.setattr(methods, "inputs", lambda pair, clips, segments: clips)
+        monkeypatch.setattr(Clips, "fit", fit)
+        monkeypatch.setattr(methods, "inputs", lambda pair, clips, segments: Clips(clips))
         monkeypatch.setattr(methods, "build_step", lambda method, visual, audio, given, **options: given)
-        monkeypatch.setattr(methods, "frozen_forward", lambda *arguments: None)
+        monkeypatch.setattr(methods, "frozen_forward", lambda *arguments: lambda: None)
         monkeypatch.setattr(methods, "check", checked)
         monkeypatch.setattr(methods, "largest_batch", lambda make, device, memory: found)
         monkeypatch.setattr(methods, "measure_cost", measure_cost)
         known = methods.Known()
-        return lambda *what, **more: methods._weigh(benchmark, SIZE, (0, 0), known, skip, failing, *what, **more)
+        return partial(methods._weigh, benchmark, SIZE, (0, 0), known, skip, failing)
 
     return build
 
@@ -115,16 +127,21 @@ def test_a_check_without_room_or_package_is_absent_and_one_that_fails_is_told(we
     assert told == [({"method": "lora", "batch": "one clip"}, "RuntimeError")]
 
 
-def test_what_finds_no_room_when_it_is_timed_once_more_is_absent(weigh):
-    with pytest.raises(ABSENT, match="it was measured, and found no room when"):
+def test_what_finds_no_room_when_it_is_timed_is_absent(weigh):
+    with pytest.raises(ABSENT, match="it ran once, and found no room when it was timed"):
         weigh(Benchmark(too_many=1))("full", "one clip")
 
 
 def test_a_method_is_checked_once_and_costs_of_so_many_clips_are_found_once(weigh, monkeypatch):
     checks = []
-    run = weigh(Benchmark(), found=1, checked=lambda step: checks.append(step) or {"reached": 0, "blocks": 4})
+    benchmark = Benchmark()
+    run = weigh(benchmark, found=1, checked=lambda step: checks.append(step) or {"reached": 0, "blocks": 4})
     run("mettle", "one clip")
     monkeypatch.setattr(methods, "measure_cost", None)
-    run("mettle", "largest")
-    run("mettle", "one clip", checkpointed=True)  # the same step: no blocks of ours run again
+    # And once more as the largest batch, and beside peers whose blocks run again, where it is the same step.
+    for told in ({"batch": "largest"}, {"batch": "one clip", "checkpointed": True}):
+        assert benchmark.timed == [1]
+        benchmark.timed.clear()
+        run("mettle", **told)
+    assert benchmark.timed == [1]
     assert checks == [1]
